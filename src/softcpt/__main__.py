@@ -1,0 +1,6 @@
+"""``python -m softcpt``: the command line."""
+
+from softcpt.app.cli.main import run
+
+if __name__ == "__main__":
+    run()

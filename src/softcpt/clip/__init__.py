@@ -1,0 +1,1 @@
+"""What a frozen CLIP can do for us."""

@@ -1,0 +1,1 @@
+"""What the images are: suites, splits, draws, pixels."""

@@ -1,0 +1,352 @@
+"""A run's settings: four small models, one flat list of keys, and where each value came from.
+
+Order, later wins: the field's default, the recipe, the configuration file, the command line.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from softcpt.core.errors import ConfigError, Fault, nearest
+from softcpt.core.yaml import YamlError, read_yaml
+from softcpt.engine.optim import OptimSpec
+from softcpt.methods.base import Method, MethodConfig
+from softcpt.methods.registry import get_method, list_methods
+
+Recipe = Literal["paper", "published"]
+Device = Literal["auto", "cpu", "cuda", "mps"]
+Draw = Literal["product", "published", "published-per-task"]
+
+SHOTS_PER_EPOCHS = {50: 1, 100: 4, 200: 16}
+"""``epochs=coop``: CoOp's own lengths, 50 for 1 shot, 100 for 2 to 4, 200 from 8 on."""
+
+
+
+def _shots(value: object) -> object:
+    return None if value in ("all", None) else value
+
+
+def _weights(value: object) -> object:
+    """``leaf:2,flower:0.5`` -> a mapping; the named rules and mappings pass."""
+    if not isinstance(value, str) or ":" not in value:
+        return value
+    pairs = [part.rpartition(":") for part in value.split(",")]
+    return {name.strip(): number for name, _, number in pairs}
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class RunConfig(_Settings):
+    """What is run on what."""
+
+    method: str = "softcpt-nata"
+    recipe: Recipe = "paper"
+    shots: Annotated[int | None, BeforeValidator(_shots)] = Field(
+        16, ge=1, description="training images per class; all for every one"
+    )
+    seed: int = Field(1, ge=0, description="draws shots, initialisation, order and augmentation")
+    backbone: str | None = Field(None, description="name/tag, hf-hub:org/model, a folder or a file")
+    device: Device = "auto"
+
+
+class DataConfig(_Settings):
+    """Which images are used for what."""
+
+    split: Literal["auto", "all"] = Field(
+        "auto", description="auto: the suite's own parts, else 50/20/30 a class; all: train on everything"
+    )
+    split_seed: int = Field(0, ge=0, description="draws the parts, where the suite gives none")
+    draw: Draw = Field("product", description="rule of the few-shot draw")
+
+
+class EncoderConfig(_Settings):
+    """How the frozen encoders run."""
+
+    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of the encoders; fp16 on CUDA only")
+
+
+class TrainConfig(_Settings):
+    """How a method is trained."""
+
+    epochs: Annotated[int, Field(ge=1)] | Literal["coop", "auto"] = Field(
+        50, description="a number; coop: 50/100/200 by shots; auto: at most 50, best on val"
+    )
+    lr: float = Field(0.002, gt=0, description="learning rate at the cosine's start")
+    batch_size: int = Field(32, ge=1, description="images a batch, of all tasks")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
+    weight_decay: float = Field(5e-4, ge=0, description="on everything learned")
+    warmup_epochs: int = Field(1, ge=0, description="epochs at the warm-up rate, at the beginning")
+    warmup_lr: float = Field(1e-5, gt=0, description="the warm-up's constant rate")
+    repeated_steps: int = Field(
+        1, ge=1, description="optimizer steps a batch and scheduler steps an epoch; published: the code's own"
+    )
+    balance: Literal["none", "tasks"] = Field(
+        "none", description="none: one shuffled pool; tasks: every batch holds all tasks alike"
+    )
+    loss_weights: Annotated[
+        Literal["none", "tasks", "log-classes"] | dict[str, Annotated[float, Field(gt=0)]],
+        BeforeValidator(_weights),
+    ] = Field(
+        "none",
+        description="none; tasks: every task counts alike; log-classes: divided by log C; or task:weight,...",
+    )
+    views: int = Field(16, ge=0, description="random views of an image; 0: the centre only")
+
+    def optim(self, shots: int | None) -> OptimSpec:
+        """What the optimiser is told."""
+        return OptimSpec(
+            lr=self.lr,
+            epochs=self.n_epochs(shots),
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            warmup="constant" if self.warmup_epochs else "none",
+            warmup_steps=self.warmup_epochs,
+            warmup_lr=self.warmup_lr,
+            repeated_steps=self.repeated_steps,
+        )
+
+    def n_epochs(self, shots: int | None) -> int:
+        """Length of training, and the cosine's period."""
+        if self.epochs == "coop":
+            return next((e for e, most in SHOTS_PER_EPOCHS.items() if (shots or 10**9) <= most), 200)
+        return 50 if self.epochs == "auto" else self.epochs
+
+
+class Settings(_Settings):
+    """A run's resolved settings.
+
+    Attributes:
+        run: what is run on what.
+        data: which images.
+        encoder: precision.
+        train: None for methods that train nothing.
+        own: the method's own options.
+        origins: key -> where its value came from.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    run: RunConfig
+    data: DataConfig
+    encoder: EncoderConfig
+    train: TrainConfig | None
+    own: MethodConfig
+    origins: dict[str, str]
+
+    @property
+    def method(self) -> Method:
+        """The method's entry in the registry."""
+        return get_method(self.run.method)
+
+    def training(self) -> TrainConfig:
+        """The training settings of a method that trains."""
+        if self.train is None:
+            raise TypeError(f"{self.run.method} trains nothing")
+        return self.train
+
+    def stored(self) -> dict[str, dict[str, Any]]:
+        """For the run folder: key -> value and origin."""
+        flat: dict[str, Any] = {}
+        for part in (self.run, self.data, self.encoder, self.train, self.own):
+            if part is not None:
+                flat |= part.model_dump(mode="json")
+        return {key: {"value": value, "origin": self.origins[key]} for key, value in flat.items()}
+
+
+_SHARED: tuple[type[BaseModel], ...] = (RunConfig, DataConfig, EncoderConfig)
+
+
+def _models(method: Method) -> tuple[type[BaseModel], ...]:
+    return (*_SHARED, *((TrainConfig,) if method.trains else ()), method.config)
+
+
+def keys_of(method: Method) -> dict[str, str]:
+    """Every key a run of the method takes, with what it means."""
+    return {
+        name: field.description or ""
+        for model in _models(method)
+        for name, field in model.model_fields.items()
+    }
+
+
+def parse_pairs(pairs: Sequence[str]) -> dict[str, str]:
+    """``key=value`` words of a command line.
+
+    Raises:
+        ConfigError: every word that is not a pair, and every key given twice.
+    """
+    faults: list[Fault] = []
+    values: dict[str, str] = {}
+    for pair in pairs:
+        key, sign, value = pair.partition("=")
+        key = key.strip()
+        if not sign or not re.fullmatch(r"[a-z][a-z_]*", key):
+            faults.append(Fault(repr(pair), "is not key=value", "write for example epochs=20"))
+        elif key in values:
+            faults.append(Fault(key, "given twice", "leave one out"))
+        else:
+            values[key] = value.strip()
+    if faults:
+        raise ConfigError(faults, about="the options")
+    return values
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """Keys and values of a YAML file; also of a run's own ``config.json``, so that a run can be repeated.
+
+    Raises:
+        ConfigError: it cannot be read, or is not a flat mapping.
+    """
+    try:
+        content = read_yaml(path)
+    except (OSError, YamlError) as error:
+        raise ConfigError(Fault(str(path), str(error), "check the file"), about="the configuration file") from error
+    if not isinstance(content, Mapping) or not all(isinstance(k, str) for k in content):
+        raise ConfigError(
+            Fault(str(path), "is not a mapping of keys to values", "write lines like epochs: 20"),
+            about="the configuration file",
+        )
+    if set(content) == {"format", "settings"} and isinstance(content["settings"], Mapping):
+        return {key: entry["value"] for key, entry in content["settings"].items()}
+    return dict(content)
+
+
+def read_recipe(name: str) -> dict[str, Any]:
+    """A recipe's settings."""
+    file = resources.files("softcpt") / "presets" / f"{name}.yaml"
+    with resources.as_file(file) as path:
+        content = read_yaml(path)
+    settings: dict[str, Any] = content["settings"]
+    return settings
+
+
+def resolve(
+    given: Mapping[str, Any], *, file: Path | None = None, given_by: str = "command line"
+) -> Settings:
+    """All settings of a run, each with its origin.
+
+    Args:
+        given: keys and values that were asked for; text is read as a value of the key's type.
+        file: a configuration file.
+        given_by: what ``given`` is called as an origin.
+
+    Raises:
+        ConfigError: every unknown key, every key the method has no use for, every value that cannot be.
+    """
+    from_file = read_config_file(file) if file else {}
+    layers: list[tuple[str, Mapping[str, Any]]] = []
+    if file:
+        layers.append((f"file {file}", from_file))
+    layers.append((given_by, given))
+
+    merged: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for origin, layer in layers:
+        merged |= layer
+        origins |= dict.fromkeys(layer, origin)
+    method = get_method(str(merged.get("method", RunConfig.model_fields["method"].default)))
+    recipe = str(merged.get("recipe", RunConfig.model_fields["recipe"].default))
+    keys = keys_of(method)
+
+    faults = _recipe_faults(recipe, method, merged)
+    faults += [_key_fault(key, method) for key in merged if key not in keys]
+    if faults:
+        raise ConfigError(faults, about="the options")
+    for key, value in read_recipe(recipe).items():
+        if key in keys and key not in merged:
+            merged[key], origins[key] = value, f"recipe {recipe}"
+    if merged.get("repeated_steps") == "published":
+        if method.published_steps is None:
+            raise ConfigError(
+                Fault("repeated_steps", f"no joint code of {method.label} was published", "give a number"),
+                about="the options",
+            )
+        merged["repeated_steps"] = _published_steps(method, merged)
+
+    parts: dict[str, BaseModel] = {}
+    for model in _models(method):
+        own = {key: merged[key] for key in model.model_fields if key in merged}
+        try:
+            parts[model.__name__] = model.model_validate(own)
+        except ValidationError as error:
+            found = [_value_fault(entry, own, keys) for entry in error.errors(include_url=False)]
+            # A value that may be of several kinds fails once for each; one line a key is enough.
+            faults += {fault.where: fault for fault in reversed(found)}.values()
+    if faults:
+        raise ConfigError(faults, about="the options")
+    for key in keys:
+        origins.setdefault(key, "default")
+    _refuse_without_effect(method, parts.get("TrainConfig"))
+    own_config = parts[method.config.__name__]
+    assert isinstance(own_config, MethodConfig)  # _models puts it there
+    return Settings.model_construct(
+        run=parts["RunConfig"],
+        data=parts["DataConfig"],
+        encoder=parts["EncoderConfig"],
+        train=parts.get("TrainConfig"),
+        own=own_config,
+        origins=origins,
+    )
+
+
+def _refuse_without_effect(method: Method, train: BaseModel | None) -> None:
+    if not method.separate or not isinstance(train, TrainConfig):
+        return
+    idle = [key for key in ("balance", "loss_weights") if getattr(train, key) != "none"]
+    if idle:
+        why = f"{method.key} trains each task on its own, so it would have no effect"
+        fix = f"leave it out, or use {method.key}-joint"
+        raise ConfigError([Fault(key, why, fix) for key in idle], about="the options")
+
+
+def _published_steps(method: Method, merged: Mapping[str, Any]) -> int:
+    steps = method.published_steps or 1
+    frozen = str(merged.get("freeze_class_context", False)).lower() in ("true", "1", "yes")
+    # A frozen class context is not registered with the optimizer: one name, and one step, fewer.
+    return steps - 1 if frozen else steps
+
+
+def _recipe_faults(recipe: str, method: Method, merged: Mapping[str, Any]) -> list[Fault]:
+    known = get_args(Recipe)
+    if recipe not in known:
+        return [Fault("recipe", f"there is no recipe {recipe!r}", nearest(recipe, known))]
+    if recipe == "published" and method.published_steps is None:
+        if not method.trains:
+            why = f"{method.key} trains nothing, so there are no published steps to repeat"
+        elif method.separate:
+            why = f"the published code trains all tasks in one run; {method.key} trains each on its own"
+        else:
+            why = f"no code of {method.label} was published"
+        joint = f"use {method.key}-joint, or recipe paper" if method.separate else "use recipe paper"
+        return [Fault("recipe", why, joint)]
+    if recipe == "published" and merged.get("meta") == "lowrank":
+        return [Fault("recipe", "the published code has no low-rank meta network", "use recipe paper")]
+    return []
+
+
+def _key_fault(key: str, method: Method) -> Fault:
+    if not method.trains and key in TrainConfig.model_fields:
+        return Fault(key, f"{method.key} trains nothing, so it would have no effect", "leave it out")
+    others = [m.key for m in list_methods() if key in m.config.model_fields]
+    if others:
+        return Fault(
+            key, f"{method.key} has no such option, it would have no effect", f"it belongs to {', '.join(others)}"
+        )
+    return Fault(key, "there is no such option", nearest(key, keys_of(method)))
+
+
+def _value_fault(entry: Mapping[str, Any], own: Mapping[str, Any], keys: Mapping[str, str]) -> Fault:
+    place = [str(part) for part in entry["loc"]]
+    message = str(entry["msg"]).removeprefix("Value error, ")
+    if not place:  # a rule between several keys of the method
+        return Fault(", ".join(key for key in own if key in message) or "options", message, "")
+    key = place[0]
+    return Fault(key, f"{own.get(key)!r}: {message[0].lower()}{message[1:]}", keys.get(key, ""))

@@ -1,0 +1,375 @@
+"""Scores of a finished run on test images: per task, and averaged over tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from softcpt.clip.backbone import Backbone, load_backbone
+from softcpt.core.errors import Fault, RunError, SuiteError, nearest
+from softcpt.core.files import relative_part, stays_inside
+from softcpt.data.image import check_image
+from softcpt.data.record import Record, Suite, Task
+from softcpt.data.split import split_suite
+from softcpt.data.suite import load_suite
+from softcpt.engine.adapter import problem_of, restore_classifier
+from softcpt.engine.features import ImageFeatures
+from softcpt.engine.loop import OnProgress, Progress
+from softcpt.engine.metrics import class_recalls, mean_class_accuracy, overall_accuracy
+from softcpt.engine.runs import Run, open_run
+from softcpt.engine.train import resolve_device
+from softcpt.methods.base import Classifier
+from softcpt.methods.zero_shot import ZeroShot
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One test image and what was made of it."""
+
+    image: str
+    task: str
+    label: str
+    predicted: str
+    probabilities: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class TaskScores:
+    """One task's scores, as fractions; None where there are no test images.
+
+    Attributes:
+        name: the task's.
+        metric: its own, ``overall_acc`` or ``mean_acc``.
+        overall_acc: share of right images.
+        mean_acc: mean over the classes that have test images.
+        recalls: class -> share of its images that are right, None without images.
+        n_images: test images.
+        zero_shot: the task's own metric for the hand-written template.
+    """
+
+    name: str
+    metric: str
+    overall_acc: float | None
+    mean_acc: float | None
+    recalls: dict[str, float | None]
+    n_images: int
+    zero_shot: float | None
+
+    @property
+    def score(self) -> float | None:
+        """By the task's own metric."""
+        return self.mean_acc if self.metric == "mean_acc" else self.overall_acc
+
+    @property
+    def missing_classes(self) -> list[str]:
+        """Classes without a test image, left out of ``mean_acc``."""
+        return [name for name, recall in self.recalls.items() if recall is None]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a run scores on a suite's test part.
+
+    Attributes:
+        suite: name of the suite evaluated on.
+        method: key.
+        shots: training images per class; 0 for zero-shot, None for all.
+        seed: the run's.
+        tasks: in the suite's order.
+        predictions: one per test image.
+        notes: what a reader should know.
+    """
+
+    suite: str
+    method: str
+    shots: int | None
+    seed: int
+    tasks: tuple[TaskScores, ...]
+    predictions: tuple[Scored, ...] = field(repr=False)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def score(self) -> float:
+        """Mean over tasks of their own metric, as a fraction."""
+        return mean_of([task.score for task in self.tasks])
+
+    @property
+    def zero_shot(self) -> float:
+        """The same for zero-shot with the tasks' templates."""
+        return mean_of([task.zero_shot for task in self.tasks])
+
+    def to_json(self) -> dict[str, Any]:
+        """For programs: accuracies in percent."""
+        return {
+            "suite": self.suite,
+            "method": self.method,
+            "shots": "all" if self.shots is None else self.shots,
+            "seed": self.seed,
+            "score": _percent(self.score),
+            "tasks": {task.name: _percent(task.score) for task in self.tasks},
+            "metrics": {task.name: task.metric for task in self.tasks},
+            "overall_acc": {
+                "average": _percent(mean_of([task.overall_acc for task in self.tasks])),
+                "tasks": {task.name: _percent(task.overall_acc) for task in self.tasks},
+            },
+            "mean_acc": {
+                "average": _percent(mean_of([task.mean_acc for task in self.tasks])),
+                "tasks": {task.name: _percent(task.mean_acc) for task in self.tasks},
+            },
+            "zero_shot": {
+                "score": _percent(self.zero_shot),
+                "tasks": {task.name: _percent(task.zero_shot) for task in self.tasks},
+            },
+            "classes": {
+                task.name: {name: _percent(recall) for name, recall in task.recalls.items()} for task in self.tasks
+            },
+            "n_images": {task.name: task.n_images for task in self.tasks},
+            "missing_classes": {t.name: t.missing_classes for t in self.tasks if t.missing_classes},
+            "notes": list(self.notes),
+        }
+
+
+def evaluate(
+    run: Run | Path | str,
+    suite: Suite | Path | str | None = None,
+    *,
+    backbone: Backbone | Path | str | None = None,
+    device: str = "auto",
+    skip_bad_images: bool = False,
+    on_progress: OnProgress | None = None,
+) -> Evaluation:
+    """Score a run on test images it has never seen.
+
+    Args:
+        run: a run or its folder.
+        suite: None for the run's own suite; else the same tasks and classes elsewhere, of which only the
+            test part is used, without images the run was trained on.
+        backbone: where the run's backbone is now, if not where it was.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        skip_bad_images: leave out images that cannot be read.
+        on_progress: told how far it is.
+
+    Raises:
+        RunError: the run has no test images.
+        SuiteError: missing or changed images, or a suite with other tasks.
+        AdapterError: the run's files or the backbone are not what they were.
+    """
+    run = run if isinstance(run, Run) else open_run(run)
+    tasks = run.adapter.tasks
+    if suite is None:
+        name, records, notes = run.adapter.suite, *_own_test(run, skip_bad_images)
+    else:
+        name, records, notes = _other_test(run, suite, skip_bad_images)
+    if not records:
+        raise RunError(
+            Fault(str(run.path), "there are no test images", "name a suite that has a test part"),
+            about="the evaluation",
+        )
+    model = load_run_backbone(run, backbone, device)
+    classifier = restore_classifier(run.adapter, model)
+    features = ImageFeatures(model, run.adapter.settings.encoder.precision)
+    told = _teller(on_progress, len(records))
+    centres = features.centres(records, told)
+    baseline = ZeroShot(problem_of(tasks, model))
+    scores, predictions = [], []
+    for t, task in enumerate(tasks):
+        rows = [i for i, record in enumerate(records) if record.task == t]
+        own = [records[i] for i in rows]
+        probabilities = class_probabilities(classifier, centres[rows], t)
+        guesses = class_probabilities(baseline, centres[rows], t).argmax(1)
+        scores.append(_task_scores(task, own, probabilities.argmax(1), guesses))
+        predictions += _scored(task, own, probabilities)
+        if not own:
+            notes = (*notes, f'task "{task.name}" has no test images and is left out of the average')
+        elif scores[-1].missing_classes:
+            missing = ", ".join(scores[-1].missing_classes)
+            notes = (*notes, f'task "{task.name}": no test images of {missing}; left out of the mean over classes')
+    settings = run.adapter.settings
+    return Evaluation(
+        suite=name,
+        method=settings.method.key,
+        shots=settings.run.shots if settings.method.trains else 0,
+        seed=settings.run.seed,
+        tasks=tuple(scores),
+        predictions=tuple(predictions),
+        notes=tuple(notes),
+    )
+
+
+def class_probabilities(classifier: Classifier, features: torch.Tensor, task: int) -> np.ndarray:
+    """Softmax over one task's classes [n, C]; equal scores are decided for the first class."""
+    if not len(features):
+        return np.zeros((0, len(classifier.problem.tasks[task].classes)))
+    with torch.no_grad():
+        probabilities: np.ndarray = classifier.scorer()(features, task).softmax(1).cpu().numpy()
+    return probabilities
+
+
+def load_run_backbone(run: Run, backbone: Backbone | Path | str | None, device: str) -> Backbone:
+    """The backbone a run was trained on, from where it was or is now."""
+    where = resolve_device(device)
+    if isinstance(backbone, Backbone):
+        return backbone.to(where)
+    return load_backbone(backbone if backbone is not None else run.adapter.backbone, device=where)
+
+
+def mean_of(scores: Sequence[float | None]) -> float:
+    """Mean of the scores there are; NaN without any."""
+    there = [score for score in scores if score is not None]
+    return sum(there) / len(there) if there else float("nan")
+
+
+def _task_scores(task: Task, records: Sequence[Record], predicted: np.ndarray, guesses: np.ndarray) -> TaskScores:
+    labels = np.array([record.label for record in records], dtype=np.int64)
+    n_classes = len(task.classes)
+    recalls = class_recalls(labels, predicted, n_classes)
+
+    def metric(values: np.ndarray) -> float | None:
+        if not len(labels):
+            return None
+        if task.metric == "mean_acc":
+            return mean_class_accuracy(labels, values, n_classes)
+        return overall_accuracy(labels, values)
+
+    return TaskScores(
+        name=task.name,
+        metric=task.metric,
+        overall_acc=overall_accuracy(labels, predicted) if len(labels) else None,
+        mean_acc=mean_class_accuracy(labels, predicted, n_classes) if len(labels) else None,
+        recalls={
+            name: None if np.isnan(recall) else float(recall)
+            for name, recall in zip(task.classes, recalls, strict=True)
+        },
+        n_images=len(records),
+        zero_shot=metric(guesses),
+    )
+
+
+def _scored(task: Task, records: Sequence[Record], probabilities: np.ndarray) -> list[Scored]:
+    return [
+        Scored(
+            image=record.relative,
+            task=task.name,
+            label=task.classes[record.label],
+            predicted=task.classes[int(row.argmax())],
+            probabilities=tuple(row.tolist()),
+        )
+        for record, row in zip(records, probabilities, strict=True)
+    ]
+
+
+def _own_test(run: Run, skip_bad_images: bool) -> tuple[list[Record], tuple[str, ...]]:
+    """The test images the run kept away from its training, unchanged since."""
+    root = Path(run.split["root"])
+    index = {task.name: t for t, task in enumerate(run.adapter.tasks)}
+    records: list[Record] = []
+    faults: list[Fault] = []
+    notes = list(run.split["notes"])
+    for entry in run.split["test"]:
+        relative, task = relative_part(entry["image"]), index[entry["task"]]
+        path = root / relative if relative else None
+        if path is None or not path.is_file() or not stays_inside(path, root):
+            faults.append(Fault(entry["image"], f"is no longer in {root}", "restore it, or name the suite"))
+            continue
+        record = Record(path, entry["image"], task, run.adapter.tasks[task].classes.index(entry["class"]))
+        if record.digest != entry["digest"]:
+            faults.append(Fault(entry["image"], "was changed after the run", "restore it, or name the suite"))
+            continue
+        reason = _reason_it_is_bad(path)
+        if reason is None:
+            records.append(record)
+        elif skip_bad_images:
+            notes.append(f"left out {entry['image']}: {reason}")
+        else:
+            faults.append(Fault(entry["image"], reason, "repair it, or add --skip-bad-images"))
+    if faults:
+        raise SuiteError(faults, about=f"the test images of {run.adapter.suite}")
+    if not run.split["test"]:
+        raise RunError(
+            Fault(
+                str(run.path),
+                "its suite has no test part; every image was for training",
+                "name a suite with a test part: softcpt evaluate RUN SUITE",
+            ),
+            about="the evaluation",
+        )
+    return records, tuple(notes)
+
+
+def _reason_it_is_bad(path: Path) -> str | None:
+    try:
+        check_image(path)
+    except SuiteError as error:
+        return error.faults[0].what
+    return None
+
+
+def _other_test(
+    run: Run, source: Suite | Path | str, skip_bad_images: bool
+) -> tuple[str, list[Record], tuple[str, ...]]:
+    """The test part of another suite with the same tasks and classes, in the run's order."""
+    suite = source if isinstance(source, Suite) else load_suite(source, skip_bad_images=skip_bad_images)
+    tasks = run.adapter.tasks
+    faults = _task_faults(suite, tasks)
+    if faults:
+        raise SuiteError(faults, about=f"the suite {suite.name}, which is not what the run was trained for")
+    settings = run.adapter.settings
+    split = split_suite(suite, seed=settings.data.split_seed)
+    samples = run.adapter.facts["samples"]
+    seen = {entry["digest"] for part in ("train", "val") for entry in samples[part]}
+    index = {task.name: t for t, task in enumerate(tasks)}
+    records: list[Record] = []
+    left_out = 0
+    for record, part in zip(suite.records, split.parts, strict=True):
+        if part != "test":
+            continue
+        if record.digest in seen:
+            left_out += 1
+            continue
+        own = suite.tasks[record.task]
+        t = index[own.name]
+        label = tasks[t].classes.index(own.classes[record.label])
+        records.append(Record(record.path, record.relative, t, label, part, record.group))
+    notes = [*suite.notes, *split.notes]
+    if left_out:
+        notes.append(f"left out {left_out} test images that the run was trained on or chosen by")
+    records.sort(key=lambda record: (record.task, record.label, record.relative))
+    return suite.name, records, tuple(notes)
+
+
+def _task_faults(suite: Suite, tasks: Sequence[Task]) -> list[Fault]:
+    given = {task.name: task for task in suite.tasks}
+    wanted = {task.name: task for task in tasks}
+    faults = [Fault(f'task "{n}"', "is missing", nearest(n, given)) for n in wanted if n not in given]
+    faults += [
+        Fault(f'task "{name}"', "the run was not trained for it", nearest(name, wanted))
+        for name in given
+        if name not in wanted
+    ]
+    for name in wanted:
+        if name not in given:
+            continue
+        ours, theirs = set(wanted[name].classes), set(given[name].classes)
+        faults += [
+            Fault(f'task "{name}", class "{c}"', "is missing", nearest(c, theirs)) for c in sorted(ours - theirs)
+        ]
+        faults += [
+            Fault(f'task "{name}", class "{c}"', "the run was not trained for it", nearest(c, ours))
+            for c in sorted(theirs - ours)
+        ]
+    return faults
+
+
+def _teller(on_progress: OnProgress | None, total: int) -> Callable[[int], None] | None:
+    if on_progress is None:
+        return None
+    return lambda done: on_progress(Progress("test images", done, total))
+
+
+def _percent(value: float | None) -> float | None:
+    return None if value is None or np.isnan(value) else 100 * value

@@ -1,0 +1,244 @@
+"""The training loop: mixed-task batches of cached views, one optimizer, one schedule."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from softcpt.core.errors import ConfigError, Fault, RunError, nearest
+from softcpt.core.seeds import seed_for_torch, stream
+from softcpt.data.order import epoch_batches
+from softcpt.data.record import Record
+from softcpt.engine.config import TrainConfig
+from softcpt.engine.features import CENTRE, ImageFeatures, autocast
+from softcpt.engine.optim import OptimSpec, build_optimizer, learning_rate, set_learning_rate, take_step
+from softcpt.methods.base import Classifier
+
+PATIENCE_EPOCHS = 10
+"""``epochs=auto`` stops after this many epochs without a better val score."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What the loop tells whoever draws it.
+
+    Attributes:
+        stage: what is being done, for people.
+        done: steps done.
+        total: steps in all.
+        loss: of the last batch.
+        learning_rate: in force at it.
+        images_per_s: since the stage began.
+        time_left_s: at that pace.
+    """
+
+    stage: str
+    done: int
+    total: int
+    loss: float | None = None
+    learning_rate: float | None = None
+    images_per_s: float | None = None
+    time_left_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """One line of a run's metrics."""
+
+    part: str
+    epoch: int
+    step: int
+    loss: float
+    learning_rate: float
+    images: int
+    seconds: float
+    val_score: float | None = None
+
+
+OnStep = Callable[[Step], None]
+OnProgress = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Training images of one run, all tasks together.
+
+    Attributes:
+        records: in a fixed order.
+        columns: label of each as a column over all tasks of the classifier.
+        tasks: index of each one's task.
+    """
+
+    records: Sequence[Record]
+    columns: Int[Tensor, " n"]
+    tasks: Sequence[int]
+
+
+def fit(
+    classifier: Classifier,
+    pool: Pool,
+    features: ImageFeatures,
+    settings: TrainConfig,
+    *,
+    shots: int | None,
+    seed: int,
+    part: str,
+    validate: Callable[[], float] | None = None,
+    on_step: OnStep | None = None,
+    on_progress: OnProgress | None = None,
+) -> int:
+    """Train a classifier in place.
+
+    Args:
+        classifier: whose parameters are learned.
+        pool: what it learns from.
+        features: where image features come from.
+        settings: how.
+        shots: images per class, for ``epochs=coop``.
+        seed: draws order, views and class sampling.
+        part: name of this training in its random streams and metrics: a task's, or ``all tasks``.
+        validate: score on the val samples; asked after every epoch where ``epochs=auto``.
+        on_step: told after every step.
+        on_progress: told after every step.
+
+    Returns:
+        Epochs trained.
+
+    Raises:
+        RunError: the loss is no longer a number.
+    """
+    spec = settings.optim(shots)
+    optimizer = build_optimizer(classifier.parameters(), spec)
+    device = features.backbone.device
+    scaler = torch.amp.GradScaler(device.type) if features.precision == "fp16" else None
+    weights = task_weights(classifier, pool, settings)
+    views = ViewOrder(pool.records, settings.views, seed)
+    sampling = torch.Generator().manual_seed(seed_for_torch("class sampling", seed, part))
+    order = stream("order", seed, part)
+    chooser = BestOnVal(validate) if settings.epochs == "auto" and validate is not None else None
+    balanced = settings.balance == "tasks"
+    began = time.perf_counter()
+    step = seen = 0
+    for epoch in range(spec.epochs):
+        rate = learning_rate(spec, epoch)
+        set_learning_rate(optimizer, rate)
+        batches = epoch_batches(pool.tasks, settings.batch_size, order, balanced)
+        for batch in batches:
+            records = [pool.records[i] for i in batch]
+            images = features.views(records, views.at(epoch, batch))
+            columns = pool.columns[batch].to(device)
+            with autocast(device, features.precision):
+                loss = classifier.loss(
+                    images, columns, rng=sampling, weights=None if weights is None else weights[batch].to(device)
+                )
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                raise RunError(
+                    Fault(f"{part}, epoch {epoch}", f"the loss is {value}", "lower lr, or use precision=fp32"),
+                    about="the training",
+                )
+            take_step(optimizer, loss, spec, scaler)
+            step, seen = step + 1, seen + len(batch)
+            seconds = time.perf_counter() - began
+            if on_step:
+                on_step(Step(part, epoch, step, value, rate, len(batch), round(seconds, 3)))
+            if on_progress:
+                total = spec.epochs * len(batches)
+                left = seconds / step * (total - step)
+                on_progress(Progress(part, step, total, value, rate, seen / seconds, left))
+        if chooser is not None and chooser.enough(classifier, epoch):
+            return epoch + 1
+    if chooser is not None:
+        chooser.restore(classifier)
+    return spec.epochs
+
+
+class BestOnVal:
+    """``epochs=auto``: keeps the parameters of the best epoch on val; the first of equals stays."""
+
+    def __init__(self, validate: Callable[[], float]) -> None:
+        self.validate = validate
+        self.best = -math.inf
+        self.epoch = 0
+        self.kept: Mapping[str, Tensor] = {}
+
+    def enough(self, classifier: Classifier, epoch: int) -> bool:
+        """Look at val after an epoch; True once it has not improved for long, parameters restored."""
+        score = self.validate()
+        if score > self.best:
+            self.best, self.epoch = score, epoch
+            self.kept = copy.deepcopy(classifier.state_dict())
+        if epoch - self.epoch < PATIENCE_EPOCHS:
+            return False
+        self.restore(classifier)
+        return True
+
+    def restore(self, classifier: Classifier) -> None:
+        """Put the best epoch's parameters back."""
+        classifier.load_state_dict(self.kept)
+
+
+class ViewOrder:
+    """Which view of an image each epoch uses: the run's seed permutes them, nothing else.
+
+    With as many views as epochs every epoch meets a fresh crop, as when training on the fly; with fewer,
+    each is met again once all have been used.
+    """
+
+    def __init__(self, records: Sequence[Record], n_views: int, seed: int) -> None:
+        self._orders = [
+            stream("views", seed, record.digest).permutation(n_views) if n_views else np.array([CENTRE])
+            for record in records
+        ]
+
+    def at(self, epoch: int, batch: Sequence[int] | np.ndarray) -> list[int]:
+        """View numbers of a batch's images."""
+        return [int(self._orders[i][epoch % len(self._orders[i])]) for i in batch]
+
+
+def task_weights(classifier: Classifier, pool: Pool, settings: TrainConfig) -> Float[Tensor, " n"] | None:
+    """Factor of each image's loss term, or None for 1 each; the mean over the pool is 1.
+
+    Raises:
+        ConfigError: a weight for a task there is not.
+    """
+    rule = settings.loss_weights
+    if rule == "none":
+        return None
+    tasks = classifier.problem.tasks
+    counts = torch.bincount(torch.tensor(pool.tasks), minlength=len(tasks)).double()
+    if rule == "tasks":
+        of_task = 1 / counts
+    elif rule == "log-classes":
+        of_task = 1 / torch.tensor([math.log(max(2, len(t.classes))) for t in tasks]).double()
+    else:
+        of_task = torch.tensor([rule.get(task.name, 1.0) for task in tasks]).double()
+    of_image = of_task[torch.tensor(pool.tasks)]
+    return (of_image / of_image.mean()).float()
+
+
+def check_weights(settings: TrainConfig, task_names: Sequence[str]) -> None:
+    """Refuse weights for tasks the suite does not have.
+
+    Raises:
+        ConfigError: all of them.
+    """
+    if isinstance(settings.loss_weights, str):
+        return
+    unknown = [name for name in settings.loss_weights if name not in task_names]
+    if unknown:
+        faults = [Fault("loss_weights", f"there is no task {n!r}", nearest(n, task_names)) for n in unknown]
+        raise ConfigError(faults, about="the options")
+
+
+def n_steps(spec: OptimSpec, n_images: int, batch_size: int) -> int:
+    """Steps of a whole training; the last partial batch is dropped unless it is the only one."""
+    return spec.epochs * max(1, n_images // batch_size)

@@ -1,0 +1,183 @@
+"""Run folders.
+
+    config.json           resolved settings, each with its origin; ``--config`` takes it to repeat the run
+    split.json            the suite it was trained on, and the test images that were kept away from it
+    metrics.jsonl         one line a step: loss, learning rate in force, time
+    log.txt               what was said
+    adapter.safetensors   what was learned
+    adapter.json          all that belongs to it
+    result.json           written last and whole; a run without it is not done
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from softcpt.core.errors import Fault, RunError
+from softcpt.core.files import digest_of_json, to_json, write_whole
+from softcpt.engine.adapter import FACTS, WEIGHTS, Adapter, read_adapter
+from softcpt.engine.loop import Step
+from softcpt.engine.signed import FORMAT, read_signed
+
+CONFIG = "config.json"
+SPLIT = "split.json"
+METRICS = "metrics.jsonl"
+LOG = "log.txt"
+RESULT = "result.json"
+LOCK = "run.lock"
+FILES = (RESULT, CONFIG, SPLIT, METRICS, LOG, WEIGHTS, FACTS, LOCK)
+
+logger = logging.getLogger("softcpt")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        path: its folder.
+        adapter: what was learned.
+        split: where its suite was, and its test images.
+        result: what it reported when it ended.
+    """
+
+    path: Path
+    adapter: Adapter
+    split: dict[str, Any]
+    result: dict[str, Any]
+
+
+def open_run(path: Path | str) -> Run:
+    """A finished run's files, checked.
+
+    Raises:
+        RunError: there is no finished run.
+        AdapterError: its files were changed or do not belong together.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise _refusal(folder, "there is no such folder", "name the folder that softcpt train wrote (--output)")
+    if not (folder / RESULT).is_file():
+        if (folder / CONFIG).is_file():
+            raise _refusal(folder, "the run was not finished", "train it again with --overwrite")
+        raise _refusal(folder, "holds no run", "name the folder that softcpt train wrote (--output)")
+    result = read_signed(folder / RESULT)
+    adapter = read_adapter(folder)
+    split = read_signed(folder / SPLIT)
+    for name, content in ((FACTS, adapter.facts), (SPLIT, split)):
+        if result["digests"][name] != digest_of_json(content):
+            raise _refusal(folder / name, "belongs to another run than result.json", "restore it, or train again")
+    return Run(folder, adapter, split, result)
+
+
+def check_output(folder: Path, *, overwrite: bool) -> None:
+    """Refuse a folder that a run must not be written to; nothing is changed yet.
+
+    Raises:
+        RunError: it holds another run and ``overwrite`` is not set, holds other things, or is a file.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise _refusal(folder, "is a file", "name a new folder")
+    if not folder.is_dir():
+        return
+    content = {entry.name for entry in folder.iterdir()}
+    if not content:
+        return
+    if CONFIG not in content and RESULT not in content:
+        raise _refusal(folder, "holds files that are not a run's; they would be mixed up", "name a new folder")
+    if not overwrite:
+        state = "a finished run" if RESULT in content else "an unfinished run"
+        raise _refusal(folder, f"holds {state}", "name another folder, or add --overwrite to replace it")
+
+
+@contextmanager
+def open_output(folder: Path, *, overwrite: bool) -> Iterator[Path]:
+    """The run's folder, ours alone while the block runs; an old run is removed, its result first.
+
+    Raises:
+        RunError: as :func:`check_output`, or another process is writing to it.
+    """
+    check_output(folder, overwrite=overwrite)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("a") as lock:
+        if not _lock(lock.fileno()):
+            raise _refusal(folder, "another run is being written to it", "wait, or name another folder")
+        for name in FILES:
+            if name != LOCK:
+                (folder / name).unlink(missing_ok=True)
+        for part in folder.glob(".*.part"):  # left by a killed run
+            part.unlink(missing_ok=True)
+        handler = logging.FileHandler(folder / LOG, encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        level = logger.level
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        try:
+            yield folder
+        except BaseException as error:
+            logger.error("stopped: %s", str(error) or type(error).__name__)
+            raise
+        finally:
+            logger.removeHandler(handler)
+            logger.setLevel(level)
+            handler.close()
+            with suppress(OSError):
+                (folder / LOCK).unlink()
+
+
+def _lock(descriptor: int) -> bool:
+    try:
+        import fcntl
+    except ImportError:  # no such lock on this system: two runs into one folder are then not noticed
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def write_config(folder: Path, settings: dict[str, Any]) -> None:
+    """The resolved settings, in a form that ``--config`` reads again."""
+    write_whole(folder / CONFIG, to_json({"format": FORMAT, "settings": settings}))
+
+
+class MetricsFile:
+    """Appends one JSON line a step."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = (folder / METRICS).open("w", encoding="utf-8")
+
+    def __enter__(self) -> MetricsFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def write(self, step: Step) -> None:
+        """One line."""
+        line = {key: value for key, value in asdict(step).items() if value is not None}
+        self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for package in ("softcpt", "torch", "torchvision", "open_clip_torch", "numpy", "pillow"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _refusal(folder: Path, what: str, fix: str) -> RunError:
+    return RunError(Fault(str(folder), what, fix), about="the run folder")

@@ -1,0 +1,1 @@
+"""How scores are made; sees tensors and names, never files."""

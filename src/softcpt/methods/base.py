@@ -1,0 +1,229 @@
+"""What a method is: values to set, one function that builds its classifier, and what the loop must know.
+
+    Problem      names of tasks and classes, and the frozen text side
+    Method       the entry of the registry
+    Classifier   what a method makes of a problem; the loop trains it, the evaluation asks it for scores
+
+Letters (STYLE): B images, T tasks, K classes of the suite, C classes of a task, D embedding, W text width.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from softcpt.methods.loss import cosine_logits, multitask_cross_entropy
+
+if TYPE_CHECKING:
+    from softcpt.clip.text import TextTower
+    from softcpt.clip.tokens import Tokenizer
+
+Scorer = Callable[[Tensor, int], Tensor]
+"""Image features [B, D] and a task's index -> logits [B, C] over that task's classes."""
+
+Streams = Callable[[str], torch.Generator]
+"""The name of a purpose -> its own random stream (on the CPU)."""
+
+
+class MethodConfig(BaseModel):
+    """Values a method can be given; unknown ones are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+@dataclass(frozen=True)
+class TaskNames:
+    """What a method may know of a task: words, no files.
+
+    Attributes:
+        name: unique in the suite.
+        description: a sentence about the task, or None.
+        classes: readable names in label order.
+        template: hand-written prompt with one ``{}``.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    description: str | None = None
+    template: str = "a photo of a {}."
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Tasks, and the frozen text side that their names go through.
+
+    The classes of all tasks stand in one row of K columns, task after task.
+    """
+
+    tasks: tuple[TaskNames, ...]
+    text: TextTower
+    tokenizer: Tokenizer
+    logit_scale: float
+
+    @cached_property
+    def task_of_class(self) -> Int[Tensor, " K"]:
+        """Index of the task each column belongs to."""
+        sizes = torch.tensor([len(task.classes) for task in self.tasks])
+        return torch.repeat_interleave(torch.arange(len(self.tasks)), sizes).to(self.text.device)
+
+    @cached_property
+    def first_column(self) -> tuple[int, ...]:
+        """Where each task's block of columns begins; one more entry at the end holds K."""
+        starts = [0]
+        for task in self.tasks:
+            starts.append(starts[-1] + len(task.classes))
+        return tuple(starts)
+
+    def columns(self, task: int) -> slice:
+        """The block of columns of one task."""
+        return slice(self.first_column[task], self.first_column[task + 1])
+
+    @property
+    def class_names(self) -> list[str]:
+        """Readable names of all K columns."""
+        return [name for task in self.tasks for name in task.classes]
+
+    @property
+    def class_places(self) -> list[str]:
+        """Where each column's name stands, for faults."""
+        return [f'task "{t.name}", class "{name}"' for t in self.tasks for name in t.classes]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What learned tensors are: fp32, or fp64 with an fp64 tower."""
+        return torch.float64 if self.text.dtype == torch.float64 else torch.float32
+
+    def only(self, task: int) -> Problem:
+        """The same with one task alone."""
+        return replace(self, tasks=(self.tasks[task],))
+
+
+class Classifier(nn.Module, ABC):
+    """What a method makes of a problem.
+
+    Its parameters are what is learned, all of it and nothing else.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__()
+        self._problem = (problem,)  # in a tuple, so that the frozen tower is not registered as ours
+
+    @property
+    def problem(self) -> Problem:
+        """The tasks this was built for."""
+        return self._problem[0]
+
+    @abstractmethod
+    def scorer(self) -> Scorer:
+        """Scores with the present parameters; the text side is computed once, here."""
+
+    def loss(
+        self,
+        features: Float[Tensor, "B D"],
+        columns: Int[Tensor, " B"],
+        *,
+        rng: torch.Generator,
+        weights: Float[Tensor, " B"] | None = None,
+    ) -> Float[Tensor, ""]:
+        """What training makes small, for one batch.
+
+        Args:
+            features: image features, not normalised.
+            columns: labels as columns over all tasks.
+            rng: for methods that draw anything per batch.
+            weights: factor of each image's term, or None for 1.
+        """
+        raise TypeError(f"{type(self).__name__} trains nothing")
+
+    def learned(self) -> dict[str, Tensor]:
+        """Everything an adapter needs, by name: what was learned, and random starts kept frozen."""
+        return {name: tensor.detach() for name, tensor in self.state_dict().items() if tensor.numel()}
+
+
+class PromptClassifier(Classifier):
+    """A classifier whose weights are the text features of prompts: CLIP's cosine logits."""
+
+    @abstractmethod
+    def class_features(self) -> Float[Tensor, "K D"]:
+        """Text features of all classes, not normalised, differentiable."""
+
+    def logits(self, features: Float[Tensor, "B D"]) -> Float[Tensor, "B K"]:
+        """Scaled cosines to all classes of all tasks."""
+        return cosine_logits(features, self.class_features(), self.problem.logit_scale)
+
+    def loss(
+        self,
+        features: Float[Tensor, "B D"],
+        columns: Int[Tensor, " B"],
+        *,
+        rng: torch.Generator,
+        weights: Float[Tensor, " B"] | None = None,
+    ) -> Float[Tensor, ""]:
+        """Cross-entropy inside each image's own task."""
+        return multitask_cross_entropy(
+            self.logits(features), columns, self.problem.task_of_class, weights=weights
+        )
+
+    def scorer(self) -> Scorer:
+        """Cosine logits over one task's classes."""
+        with torch.no_grad():
+            weights = self.class_features().to(self.problem.dtype)
+        problem = self.problem
+
+        def score(features: Tensor, task: int) -> Tensor:
+            return cosine_logits(features.to(weights), weights[problem.columns(task)], problem.logit_scale)
+
+        return score
+
+
+class SeparateClassifiers(Classifier):
+    """One independent classifier per task, as if each had been trained in a run of its own."""
+
+    def __init__(self, problem: Problem, parts: Sequence[Classifier]) -> None:
+        super().__init__(problem)
+        self.tasks = nn.ModuleList(parts)
+
+    def part(self, task: int) -> Classifier:
+        """The classifier of one task; to it, the task has index 0."""
+        part = self.tasks[task]
+        assert isinstance(part, Classifier)  # what the constructor was given
+        return part
+
+    def scorer(self) -> Scorer:
+        """Each task by its own classifier."""
+        scorers = [self.part(t).scorer() for t in range(len(self.tasks))]
+        return lambda features, task: scorers[task](features, 0)
+
+
+@dataclass(frozen=True)
+class Method:
+    """An entry of the registry.
+
+    Attributes:
+        key: name on the command line.
+        label: name as printed in papers.
+        summary: one line for people.
+        config: its own options.
+        build: makes the classifier; random starts come from named streams.
+        trains: False for methods without anything to learn.
+        separate: one independent training per task instead of one over all.
+        published_steps: optimizer steps a batch, and scheduler steps an epoch, of the published code
+            (its ``K``); None where no code of this kind was published.
+    """
+
+    key: str
+    label: str
+    summary: str
+    config: type[MethodConfig]
+    build: Callable[[Problem, Any, Streams], Classifier]
+    trains: bool = True
+    separate: bool = False
+    published_steps: int | None = None

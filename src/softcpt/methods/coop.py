@@ -1,0 +1,138 @@
+"""CoOp: a context that is learned directly. Zhou et al., IJCV 2022, arXiv:2109.01134.
+
+Who shares a context is the only difference between the kinds:
+
+    CoOp-MT   one context for all classes of all tasks      [M, W]       (the SoftCPT paper's hard sharing)
+    CoOp-CA   one context per task, for all its classes     [T, M, W]
+    CoOp-CS   one context per class                         [K, M, W]
+
+CA and CS come in two ways: each task in a run of its own (``coop-ca``, as the SoftCPT README describes it),
+or all in one run over mixed batches (``coop-ca-joint``, as its code does). They differ: jointly a task's
+gradient is scaled by its share of the batch, and momentum and decay move its context in every step.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from softcpt.clip.tokens import Position
+from softcpt.methods.base import Method, MethodConfig, Problem, PromptClassifier, Streams
+from softcpt.methods.prompts import class_prompts, context_size, encode_prompts, start_context
+
+
+class Sharing(Enum):
+    """Who shares one context."""
+
+    ALL = "all classes of all tasks"
+    TASK = "the classes of a task"
+    CLASS = "nobody"
+
+
+class CoOpConfig(MethodConfig):
+    """Options of CoOp."""
+
+    context_length: int = Field(16, ge=1, description="context tokens of a class prompt")
+    position: Position = Field("end", description="where the name stands")
+    init_words: str | None = Field(
+        None, description="words the context starts from; its length is then theirs"
+    )
+
+
+class CoOp(PromptClassifier):
+    """Class prompts with a directly learned context."""
+
+    def __init__(self, problem: Problem, config: CoOpConfig, sharing: Sharing, streams: Streams) -> None:
+        super().__init__(problem)
+        n_context = context_size(
+            problem,
+            config.init_words,
+            config.context_length,
+            key="context_length",
+            words_key="init_words",
+            is_set="context_length" in config.model_fields_set,
+        )
+        copies = {Sharing.ALL: None, Sharing.TASK: len(problem.tasks), Sharing.CLASS: len(problem.class_names)}
+        self.sharing = sharing
+        self.context = nn.Parameter(
+            start_context(
+                problem,
+                n_context=n_context,
+                words=config.init_words,
+                copies=copies[sharing],
+                streams=streams,
+                purpose="context",
+            )
+        )
+        self.prompts = class_prompts(problem, n_context, config.position)
+
+    def contexts(self) -> Float[Tensor, "#K M W"]:
+        """The context of each class, or one for all."""
+        if self.sharing is Sharing.ALL:
+            return self.context[None]
+        if self.sharing is Sharing.TASK:
+            return self.context[self.problem.task_of_class]
+        return self.context
+
+    def class_features(self) -> Float[Tensor, "K D"]:
+        """Text features of all class prompts."""
+        return encode_prompts(self.problem.text, self.prompts, self.contexts())
+
+
+def _method(
+    key: str, label: str, summary: str, sharing: Sharing, *, separate: bool, published: bool
+) -> Method:
+    def build(problem: Problem, config: CoOpConfig, streams: Streams) -> CoOp:
+        return CoOp(problem, config, sharing, streams)
+
+    return Method(
+        key=key,
+        label=label,
+        summary=summary,
+        config=CoOpConfig,
+        build=build,
+        separate=separate,
+        published_steps=1 if published else None,
+    )
+
+
+COOP_MT = _method(
+    "coop-mt", "CoOp-MT", "one learned context for all tasks", Sharing.ALL, separate=False, published=True
+)
+COOP_CA = _method(
+    "coop-ca",
+    "CoOp-CA",
+    "a learned context per task, each task in a run of its own",
+    Sharing.TASK,
+    separate=True,
+    published=False,
+)
+COOP_CS = _method(
+    "coop-cs",
+    "CoOp-CS",
+    "a learned context per class, each task in a run of its own",
+    Sharing.CLASS,
+    separate=True,
+    published=False,
+)
+COOP_CA_JOINT = _method(
+    "coop-ca-joint",
+    "CoOp-CA (joint)",
+    "a learned context per task, all tasks in mixed batches",
+    Sharing.TASK,
+    separate=False,
+    published=True,
+)
+COOP_CS_JOINT = _method(
+    "coop-cs-joint",
+    "CoOp-CS (joint)",
+    "a learned context per class, all tasks in mixed batches",
+    Sharing.CLASS,
+    separate=False,
+    published=True,
+)
+
+__all__ = ["COOP_CA", "COOP_CA_JOINT", "COOP_CS", "COOP_CS_JOINT", "COOP_MT", "CoOp", "CoOpConfig", "Sharing"]

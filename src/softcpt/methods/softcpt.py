@@ -1,0 +1,332 @@
+"""SoftCPT: prompt contexts of all tasks made by one meta network from the tasks' names.
+
+Ding et al., "Prompt Tuning with Soft Context Sharing for Vision-Language Models", arXiv:2208.13474. The
+body of the paper was not available: what follows is what the published code computes, with one optimizer
+step a batch unless a recipe says otherwise.
+
+    f_t = g([SOT, task context, task text, ., EOT])              feature of task t          [D]
+    c_j = g([SOT, class context, class name, ., EOT])            feature of class j         [D]  class-aware only
+    context = meta(f_t)  or  meta([c_j ; f_t])                   prompt context             [n, W]
+    w_j = g([SOT, context, class name, ., EOT])                  weight of class j          [D]
+    logit_j = scale * cos(z, w_j)                                softmax inside the image's task
+
+g is the frozen text encoder; features are not normalised before the meta network. Six variants, class
+part then task part: NA no class features, CA one class context for all, CS a class context per class;
+TA one task context for all, TS one per task. SoftCPT* learns a feature per task instead of f_t.
+
+Letters: T tasks, K classes of the suite, D embedding, W text width, n context tokens.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from softcpt.clip.tokens import Position
+from softcpt.core.names import task_text
+from softcpt.methods.base import Method, MethodConfig, Problem, PromptClassifier, Streams
+from softcpt.methods.class_sampling import sample_classes
+from softcpt.methods.loss import cosine_logits, multitask_cross_entropy
+from softcpt.methods.meta import MetaKind, build_meta, join_features
+from softcpt.methods.prompts import (
+    class_prompts,
+    context_size,
+    encode_prompts,
+    start_context,
+    task_prompts,
+)
+
+
+class Share(Enum):
+    """Whose a context is."""
+
+    NONE = "N"
+    AGNOSTIC = "A"
+    SPECIFIC = "S"
+
+
+class Variant(NamedTuple):
+    """Which contexts feed the meta network, written as in the paper: class part, then task part."""
+
+    classes: Share
+    tasks: Share
+
+    @property
+    def name(self) -> str:
+        """``NATA``, ``CSTS``, ..."""
+        return {"N": "NA", "A": "CA", "S": "CS"}[self.classes.value] + "T" + self.tasks.value
+
+    @property
+    def class_aware(self) -> bool:
+        """Whether class features go into the meta network."""
+        return self.classes is not Share.NONE
+
+
+class GeneratorConfig(MethodConfig):
+    """Options of every method that makes contexts by a meta network."""
+
+    context_length: int = Field(16, ge=1, description="context tokens of a class prompt")
+    position: Position = Field("end", description="where the name stands in a class prompt")
+    meta: MetaKind = Field("lin", description="meta network: lin or lowrank")
+    rank: int | None = Field(None, ge=1, description="rank of meta=lowrank, 8 unless given")
+
+    @model_validator(mode="after")
+    def _meta_fits(self) -> GeneratorConfig:
+        if self.meta in ("linmean", "lincls") and not isinstance(self, ClassAwareConfig):
+            raise ValueError(
+                f"meta={self.meta} mixes class features in, which only the class-aware variants have"
+            )
+        if self.rank is not None and self.meta != "lowrank":
+            raise ValueError(f"rank has no effect with meta={self.meta}; set meta=lowrank or leave rank out")
+        return self
+
+
+class SoftCPTConfig(GeneratorConfig):
+    """Options of the variants without class features (NATA, NATS)."""
+
+    task_context_length: int = Field(4, ge=0, description="learned tokens before a task's text; 0 for none")
+    task_text: Literal["description", "name"] = Field(
+        "description", description="what a task's prompt says: the suite's description, else its name"
+    )
+    task_position: Position = Field("end", description="where the text stands in a task prompt")
+    init_words: str | None = Field(
+        None, description="words the task context starts from; its length is then theirs"
+    )
+
+
+class ClassAwareConfig(SoftCPTConfig):
+    """Options of the class-aware variants (CATA, CATS, CSTA, CSTS)."""
+
+    meta: MetaKind = Field("lin", description="meta network: lin, linmean, lincls or lowrank")
+    class_context_length: int = Field(
+        4, ge=0, description="learned tokens of the auxiliary class prompt; 0 for none"
+    )
+    class_position: Position = Field("end", description="where the name stands in the auxiliary class prompt")
+    class_init_words: str | None = Field(None, description="words the class context starts from")
+    class_sampling: float = Field(
+        0.0, ge=0, le=1, description="share of absent classes encoded per batch; 0 encodes all"
+    )
+    class_sampling_offset: float = Field(
+        0.0, ge=0, description="added to sampled features; the published code adds 1e-6"
+    )
+    freeze_class_context: bool = Field(False, description="keep the class context at its random start")
+
+
+class SoftCPT(PromptClassifier):
+    """Class prompts whose contexts come from a meta network shared by all tasks."""
+
+    def __init__(self, problem: Problem, config: SoftCPTConfig, variant: Variant, streams: Streams) -> None:
+        super().__init__(problem)
+        self.variant = variant
+        self.kind: MetaKind = config.meta
+        self.sampling = config.class_sampling if isinstance(config, ClassAwareConfig) else 0.0
+        self.sampling_offset = config.class_sampling_offset if isinstance(config, ClassAwareConfig) else 0.0
+        self.prompts = class_prompts(problem, config.context_length, config.position)
+
+        n_task = context_size(
+            problem,
+            config.init_words,
+            config.task_context_length,
+            key="task_context_length",
+            words_key="init_words",
+            is_set="task_context_length" in config.model_fields_set,
+        )
+        texts = [task_text(t.name, t.description, config.task_text) for t in problem.tasks]
+        self.task_prompts = task_prompts(problem, texts, n_task, config.task_position)
+        self.task_context = _learned_unless_empty(
+            start_context(
+                problem,
+                n_context=n_task,
+                words=config.init_words,
+                copies=len(problem.tasks) if variant.tasks is Share.SPECIFIC else None,
+                streams=streams,
+                purpose="task_context",
+            )
+        )
+        if isinstance(config, ClassAwareConfig):
+            self._add_class_context(config, streams)
+        self.meta = build_meta(
+            problem,
+            config.meta,
+            class_aware=variant.class_aware,
+            n_context=config.context_length,
+            rank=config.rank or 8,
+            streams=streams,
+        )
+
+    def _add_class_context(self, config: ClassAwareConfig, streams: Streams) -> None:
+        problem = self.problem
+        n_class = context_size(
+            problem,
+            config.class_init_words,
+            config.class_context_length,
+            key="class_context_length",
+            words_key="class_init_words",
+            is_set="class_context_length" in config.model_fields_set,
+        )
+        self.aux_prompts = class_prompts(problem, n_class, config.class_position)
+        self.class_context = _learned_unless_empty(
+            start_context(
+                problem,
+                n_context=n_class,
+                words=config.class_init_words,
+                copies=len(problem.class_names) if self.variant.classes is Share.SPECIFIC else None,
+                streams=streams,
+                purpose="class_context",
+            )
+        )
+        if config.freeze_class_context:
+            # Kept as a buffer: it is not learned, yet the adapter cannot do without it.
+            start = self.class_context.detach().clone()
+            del self.class_context
+            self.register_buffer("class_context", start)
+
+    def task_features(self) -> Float[Tensor, "T D"]:
+        """Text features of the tasks' prompts."""
+        return encode_prompts(self.problem.text, self.task_prompts, _one_or_each(self.task_context))
+
+    def name_features(self) -> Float[Tensor, "K D"]:
+        """Text features of the auxiliary class prompts (class-aware variants)."""
+        return encode_prompts(self.problem.text, self.aux_prompts, _one_or_each(self.class_context))
+
+    def contexts(self) -> Float[Tensor, "k n W"]:
+        """Contexts of the class prompts: one per task (k = T), or per class where class-aware (k = K)."""
+        task_features = self.task_features()
+        if not self.variant.class_aware:
+            made: Tensor = self.meta(task_features)
+            return made
+        of_class = task_features[self.problem.task_of_class]
+        made = self.meta(join_features(self.kind, self.name_features(), of_class))
+        return made
+
+    def class_features(self, selected: Int[Tensor, " k"] | None = None) -> Float[Tensor, "k D"]:
+        """Text features of the class prompts: all K, or the selected columns."""
+        contexts = self.contexts()
+        if not self.variant.class_aware:
+            contexts = contexts[self.problem.task_of_class]
+        prompts = self.prompts
+        if selected is not None:
+            contexts, prompts = contexts[selected], prompts.rows_of(selected)
+        return encode_prompts(self.problem.text, prompts, contexts)
+
+    def loss(
+        self,
+        features: Float[Tensor, "B D"],
+        columns: Int[Tensor, " B"],
+        *,
+        rng: torch.Generator,
+        weights: Float[Tensor, " B"] | None = None,
+    ) -> Float[Tensor, ""]:
+        """Cross-entropy inside each image's own task, over the sampled classes where sampling is on."""
+        if self.sampling == 0:
+            return super().loss(features, columns, rng=rng, weights=weights)
+        of_class = self.problem.task_of_class
+        selected = sample_classes(columns, of_class, self.sampling, rng).sort().values
+        logits = self.sampled_logits(features, selected)
+        return multitask_cross_entropy(
+            logits, torch.searchsorted(selected, columns), of_class[selected], weights=weights
+        )
+
+    def sampled_logits(
+        self, features: Float[Tensor, "B D"], selected: Int[Tensor, " k"]
+    ) -> Float[Tensor, "B k"]:
+        """Logits of the selected columns.
+
+        The published code adds 1e-6 to every coordinate of a selected feature (``sampling_offset``), since
+        it adds features to an array filled with it; the other columns never reach the loss.
+        """
+        weights = self.class_features(selected) + self.sampling_offset
+        return cosine_logits(features, weights, self.problem.logit_scale)
+
+
+class StarSoftCPT(PromptClassifier):
+    """SoftCPT*: a learned feature per task in place of the text encoder's.
+
+    T D + D n W numbers. Nothing published says what the paper's row of this name is; this is ours. The
+    features start N(0, 1), scaled to the mean norm of the task texts' own features.
+    """
+
+    def __init__(self, problem: Problem, config: GeneratorConfig, streams: Streams) -> None:
+        super().__init__(problem)
+        self.prompts = class_prompts(problem, config.context_length, config.position)
+        texts = [task_text(t.name, t.description, "description") for t in problem.tasks]
+        prompts = task_prompts(problem, texts, 0, "end")
+        with torch.no_grad():
+            nothing = torch.zeros(1, 0, problem.text.width, device=problem.text.device, dtype=problem.dtype)
+            norm = encode_prompts(problem.text, prompts, nothing).norm(dim=1).mean()
+        start = torch.randn(len(problem.tasks), problem.text.embed_dim, generator=streams("task_features"))
+        start = start / start.norm(dim=1).mean()
+        self.features = nn.Parameter(start.to(problem.text.device, problem.dtype) * norm)
+        self.meta = build_meta(
+            problem,
+            config.meta,
+            class_aware=False,
+            n_context=config.context_length,
+            rank=config.rank or 8,
+            streams=streams,
+        )
+
+    def task_features(self) -> Float[Tensor, "T D"]:
+        """The learned features."""
+        return self.features
+
+    def class_features(self) -> Float[Tensor, "K D"]:
+        """Text features of the class prompts."""
+        contexts = self.meta(self.features)[self.problem.task_of_class]
+        return encode_prompts(self.problem.text, self.prompts, contexts)
+
+
+def _learned_unless_empty(start: Tensor) -> nn.Parameter:
+    return nn.Parameter(start, requires_grad=start.numel() > 0)
+
+
+def _one_or_each(context: Tensor) -> Tensor:
+    return context[None] if context.dim() == 2 else context
+
+
+def _variant_method(variant: Variant, summary: str) -> Method:
+    def build(problem: Problem, config: SoftCPTConfig, streams: Streams) -> SoftCPT:
+        return SoftCPT(problem, config, variant, streams)
+
+    return Method(
+        key=f"softcpt-{variant.name.lower()}",
+        label=f"SoftCPT-{variant.name}",
+        summary=summary,
+        config=ClassAwareConfig if variant.class_aware else SoftCPTConfig,
+        build=build,
+        published_steps=4 if variant.class_aware else 3,
+    )
+
+
+NATA = _variant_method(Variant(Share.NONE, Share.AGNOSTIC), "contexts from task names; one task context")
+NATS = _variant_method(Variant(Share.NONE, Share.SPECIFIC), "contexts from task names; a task context each")
+CATA = _variant_method(
+    Variant(Share.AGNOSTIC, Share.AGNOSTIC), "contexts from class and task names; one context of each kind"
+)
+CATS = _variant_method(
+    Variant(Share.AGNOSTIC, Share.SPECIFIC), "contexts from class and task names; a task context per task"
+)
+CSTA = _variant_method(
+    Variant(Share.SPECIFIC, Share.AGNOSTIC), "contexts from class and task names; a class context per class"
+)
+CSTS = _variant_method(
+    Variant(Share.SPECIFIC, Share.SPECIFIC), "contexts from class and task names; a context per class and task"
+)
+
+
+def _build_star(problem: Problem, config: GeneratorConfig, streams: Streams) -> StarSoftCPT:
+    return StarSoftCPT(problem, config, streams)
+
+
+STAR = Method(
+    key="softcpt-star",
+    label="SoftCPT*",
+    summary="a learned feature per task in place of its name's",
+    config=GeneratorConfig,
+    build=_build_star,
+)

@@ -1,0 +1,87 @@
+"""Six-step trajectories, plain and with the published repeated steps, and every learning rate."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from reference import (
+    assert_close,
+    assert_scores,
+    build,
+    golden_folder,
+    images,
+    joined,
+    optim_spec,
+    read_json,
+    under,
+)
+from safetensors.torch import load_file
+
+from softcpt.engine.optim import build_optimizer, learning_rate, set_learning_rate, take_step
+
+SCHEDULES = read_json("schedules.json")
+TRAJECTORIES = read_json("trajectories.json")
+CASES = read_json("cases.json")["cases"]
+RUNS = [(name, mode) for name, run in TRAJECTORIES["runs"].items() for mode in ("plain", "repeated") if mode in run]
+
+
+@pytest.mark.parametrize("setting", SCHEDULES)
+def test_learning_rates_equal_the_published_scheduler(setting):
+    entry = SCHEDULES[setting]
+    for key, rates in entry.items():
+        if not key.startswith("steps_per_epoch_"):
+            continue
+        spec = optim_spec(entry["optim"], int(key.removeprefix("steps_per_epoch_")))
+        ours = [learning_rate(spec, epoch) for epoch in range(len(rates))]
+        assert ours == pytest.approx(rates, rel=1e-9, abs=1e-12)
+
+
+def trainer_of(run) -> str:
+    return "MTCoOpHard" if "TSC" in run["options"] else "MTCoOp"
+
+
+@pytest.mark.parametrize(("name", "mode"), RUNS)
+def test_six_steps_end_where_the_published_loop_ends(name, mode):
+    folder, run = golden_folder(), TRAJECTORIES["runs"][name]
+    expected = run[mode]
+    tensors = load_file(folder / "trajectories" / f"{name}.safetensors")
+    clip = run.get("clip", "vit")
+    case = {"clip": clip, "trainer": trainer_of(run), "options": run["options"]}
+    classifier = build(folder, case, under(tensors, "start."), torch.float32)
+    world, features = classifier.problem, images(folder, clip)
+    repeated = expected["optimizer_steps_per_batch"]
+    assert repeated == (len(run["registered_names"]) if mode == "repeated" else 1)
+    spec = optim_spec(run["optim"], repeated, TRAJECTORIES["momentum"], TRAJECTORIES["weight_decay"])
+    optimizer = build_optimizer(classifier.parameters(), spec)
+    first = torch.tensor(world.first_column)
+
+    losses = []
+    for i, batch in enumerate(TRAJECTORIES["batches"]):
+        rate = learning_rate(spec, i // TRAJECTORIES["batches_per_epoch"])
+        assert rate == pytest.approx(expected["lr_at_batch"][i], rel=1e-9, abs=1e-12)
+        set_learning_rate(optimizer, rate)
+        columns = first[torch.tensor(batch["task_ids"])] + torch.tensor(batch["class_ids"])
+        loss = classifier.loss(features[batch["image_rows"]], columns, rng=torch.Generator())
+        losses.append(float(loss.detach()))
+        take_step(optimizer, loss, spec)
+
+    reference = torch.tensor(expected["losses"])
+    assert_close(torch.tensor(losses), reference, what="losses", scale=1e-4, floor=0)
+    end = joined(under(tensors, f"end.{mode}."))
+    learned = dict(classifier.named_parameters())
+    assert end
+    for key, tensor in end.items():
+        assert_close(learned[key].detach(), tensor, what=f"end of {key}", scale=1e-4, floor=0)
+    with torch.no_grad():
+        logits = classifier.logits(features)
+    after = tensors[f"logits_after.{mode}"]
+    assert_close(logits, after, what="logits after", scale=1e-4, floor=1e-4)
+
+
+def test_repeated_steps_differ_from_plain_ones_where_the_published_code_repeats():
+    names = [n for n, run in TRAJECTORIES["runs"].items() if run["repeated"]["optimizer_steps_per_batch"] > 1]
+    assert names
+    for name in names:
+        tensors = load_file(golden_folder() / "trajectories" / f"{name}.safetensors")
+        plain, repeated = under(tensors, "end.plain."), under(tensors, "end.repeated.")
+        assert any(not torch.allclose(plain[k], repeated[k], rtol=1e-3) for k in plain)
