@@ -99,9 +99,7 @@ def _coop(world: Problem, options: dict[str, Any], start: dict[str, torch.Tensor
         sharing = Sharing.TASK
     else:
         sharing = Sharing.CLASS if any_context.dim() == 3 else Sharing.ALL
-    config = CoOpConfig(
-        context_length=any_context.shape[-2], position=options.get("TOKEN_POSITION", "end")
-    )
+    config = CoOpConfig(context_length=any_context.shape[-2], position=options.get("TOKEN_POSITION", "end"))
     return CoOp(world, config, sharing, streams)
 
 
@@ -148,7 +146,9 @@ def optim_spec(optim: dict[str, Any], repeated: int, momentum: float = 0.9, deca
     )
 
 
-def assert_close(ours: torch.Tensor, reference: torch.Tensor, *, what: str, scale: float, floor: float) -> None:
+def assert_close(
+    ours: torch.Tensor, reference: torch.Tensor, *, what: str, scale: float, floor: float
+) -> None:
     """Largest difference at most ``scale * max|reference| + floor``."""
     gap = float((ours.double() - reference.double()).abs().max()) if reference.numel() else 0.0
     allowed = scale * float(reference.double().abs().max()) + floor if reference.numel() else 0.0

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import torch
-from safetensors.torch import load_file
-
 import pytest
+import torch
 from reference import (
     PUBLISHED_OFFSET,
     assert_close,
@@ -19,6 +17,8 @@ from reference import (
     start_of,
     under,
 )
+from safetensors.torch import load_file
+
 from softcpt.methods.class_sampling import sample_classes
 from softcpt.methods.coop import CoOp
 from softcpt.methods.loss import cosine_logits
@@ -52,7 +52,9 @@ def check_case(name: str, file: str, dtype: torch.dtype) -> None:
                 columns, world.task_of_class, classifier.sampling, torch.Generator().manual_seed(seed)
             )
             assert selected.tolist() == single["selected"].tolist()
-            table = torch.full((len(world.task_of_class), world.text.embed_dim), PUBLISHED_OFFSET, dtype=dtype)
+            table = torch.full(
+                (len(world.task_of_class), world.text.embed_dim), PUBLISHED_OFFSET, dtype=dtype
+            )
             table[selected] += classifier.class_features(selected)
             logits = cosine_logits(features, table, world.logit_scale)
             if "logits_full" in reference:

@@ -6,7 +6,6 @@ import pytest
 import torch
 from reference import (
     assert_close,
-    assert_scores,
     build,
     golden_folder,
     images,
@@ -22,7 +21,12 @@ from softcpt.engine.optim import build_optimizer, learning_rate, set_learning_ra
 SCHEDULES = read_json("schedules.json")
 TRAJECTORIES = read_json("trajectories.json")
 CASES = read_json("cases.json")["cases"]
-RUNS = [(name, mode) for name, run in TRAJECTORIES["runs"].items() for mode in ("plain", "repeated") if mode in run]
+RUNS = [
+    (name, mode)
+    for name, run in TRAJECTORIES["runs"].items()
+    for mode in ("plain", "repeated")
+    if mode in run
+]
 
 
 @pytest.mark.parametrize("setting", SCHEDULES)

@@ -61,8 +61,8 @@ def read_folder(folder: Path) -> Source:
         faults.append(vocabulary)
     if faults:
         raise BackboneError(faults, about=f"the backbone folder {folder}")
-    assert isinstance(weights, Path)  # noqa: S101  # a fault was raised above
-    assert not isinstance(vocabulary, Fault)  # noqa: S101
+    assert isinstance(weights, Path)  # a fault was raised above
+    assert not isinstance(vocabulary, Fault)
     return Source(config["model_cfg"], config["preprocess_cfg"], weights, vocabulary)
 
 

@@ -62,9 +62,7 @@ class NamePrompts:
 
     def to(self, device: torch.device) -> NamePrompts:
         """The same prompts on another device."""
-        return NamePrompts(
-            self.ids.to(device), self.slot.to(device), self.end.to(device), self.n_context
-        )
+        return NamePrompts(self.ids.to(device), self.slot.to(device), self.end.to(device), self.n_context)
 
 
 def name_prompts(

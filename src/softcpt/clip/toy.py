@@ -178,3 +178,18 @@ def _draw(name: str, shape: tuple[int, ...], seed: int) -> NDArray[np.float64]:
         # Behind a ReLU all is positive: filters of mean zero keep that from drowning the picture.
         normal = math.sqrt(2.0) * (normal - normal.mean(axis=(1, 2, 3), keepdims=True))
     return normal / math.sqrt(math.prod(shape[1:]))
+
+
+def untrained_backbone() -> Backbone:
+    """A random CLIP of ViT-B/16's size with CLIP's own vocabulary, good for measuring time alone."""
+    model_cfg = {
+        "embed_dim": 512,
+        "quick_gelu": True,
+        "vision_cfg": {"image_size": 224, "layers": 12, "width": 768, "patch_size": 16},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 512, "heads": 8, "layers": 12},
+    }
+    generator = torch.Generator().manual_seed(0)
+    tensors = {
+        name: torch.randn(shape, generator=generator) * 0.02 for name, shape in shapes_of(model_cfg).items()
+    }
+    return assemble_backbone("an untrained ViT-B-16", model_cfg, {}, tensors)

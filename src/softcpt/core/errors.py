@@ -14,9 +14,11 @@ The number is the exit code of the command line.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, TypeVar
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,31 @@ class RunError(SoftCPTError):
     """A run folder: unfinished, occupied, or not one."""
 
     exit_code = 5
+
+
+class Collector:
+    """Runs steps that do not depend on one another, so that the faults of all come out in one error."""
+
+    def __init__(self) -> None:
+        self.errors: list[SoftCPTError] = []
+
+    def keep(self, step: Callable[[], Result]) -> Result | None:
+        """The step's result, or None where it failed; its faults are kept."""
+        try:
+            return step()
+        except SoftCPTError as error:
+            self.errors.append(error)
+            return None
+
+    def raise_any(self) -> None:
+        """Raise one error with all faults kept so far; its kind is the first's."""
+        if not self.errors:
+            return
+        if len(self.errors) == 1:
+            raise self.errors[0]
+        faults = [fault for error in self.errors for fault in error.faults]
+        about = " and ".join(dict.fromkeys(error.about for error in self.errors))
+        raise type(self.errors[0])(faults, about=about)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

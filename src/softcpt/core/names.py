@@ -6,10 +6,10 @@ import unicodedata
 
 
 def normalise_name(name: str) -> str:
-    """NFC form without surrounding blanks, so that equal-looking names are equal.
+    r"""NFC form without surrounding blanks, so that equal-looking names are equal.
 
     Example:
-        >>> normalise_name(" cafe\\u0301 ") == "caf\\u00e9"
+        >>> normalise_name(" cafe\u0301 ") == "caf\u00e9"
         True
     """
     return unicodedata.normalize("NFC", name).strip()

@@ -16,7 +16,7 @@ class YamlError(ValueError):
     """The text is not YAML; the message says where."""
 
 
-def read_yaml(path: Path) -> Any:
+def read_yaml(path: Path) -> Any:  # noqa: ANN401  whatever the file holds
     """The content of a YAML (or JSON) file.
 
     Raises:

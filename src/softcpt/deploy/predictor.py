@@ -93,7 +93,9 @@ class Predictor:
             return list(index.values())
         asked = [tasks] if isinstance(tasks, str) else tasks
         faults = [
-            Fault("task", f"the run has no task {name!r}", nearest(name, index)) for name in asked if name not in index
+            Fault("task", f"the run has no task {name!r}", nearest(name, index))
+            for name in asked
+            if name not in index
         ]
         if faults:
             raise ConfigError(faults, about="the prediction")

@@ -99,7 +99,9 @@ def write_adapter(
         Digest of the JSON file, which covers the weights.
     """
     tensors = {name: t.detach().cpu().contiguous() for name, t in classifier.learned().items()}
-    write_whole_with(folder / WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "softcpt 1"}))
+    write_whole_with(
+        folder / WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "softcpt 1"})
+    )
     facts = {
         "kind": "softcpt adapter",
         "method": settings.method.key,
@@ -142,7 +144,9 @@ def read_adapter(folder: Path) -> Adapter:
     if not weights.is_file():
         raise _refusal(weights, "is missing", "restore it, or train again")
     if digest_of_file(weights) != facts["weights_sha256"]:
-        raise _refusal(weights, "was edited, truncated or exchanged after the run", "restore it, or train again")
+        raise _refusal(
+            weights, "was edited, truncated or exchanged after the run", "restore it, or train again"
+        )
     try:
         tensors = load_file(weights)
     except (SafetensorError, OSError) as error:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -22,10 +23,10 @@ from softcpt.methods.registry import get_method, list_methods
 Recipe = Literal["paper", "published"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Draw = Literal["product", "published", "published-per-task"]
+Model = TypeVar("Model", bound=BaseModel)
 
 SHOTS_PER_EPOCHS = {50: 1, 100: 4, 200: 16}
 """``epochs=coop``: CoOp's own lengths, 50 for 1 shot, 100 for 2 to 4, 200 from 8 on."""
-
 
 
 def _shots(value: object) -> object:
@@ -70,7 +71,9 @@ class DataConfig(_Settings):
 class EncoderConfig(_Settings):
     """How the frozen encoders run."""
 
-    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of the encoders; fp16 on CUDA only")
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="of the encoders; fp16 on CUDA only"
+    )
 
 
 class TrainConfig(_Settings):
@@ -120,7 +123,8 @@ class TrainConfig(_Settings):
         return 50 if self.epochs == "auto" else self.epochs
 
 
-class Settings(_Settings):
+@dataclass(frozen=True)
+class Settings:
     """A run's resolved settings.
 
     Attributes:
@@ -131,8 +135,6 @@ class Settings(_Settings):
         own: the method's own options.
         origins: key -> where its value came from.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
     run: RunConfig
     data: DataConfig
@@ -208,7 +210,9 @@ def read_config_file(path: Path) -> dict[str, Any]:
     try:
         content = read_yaml(path)
     except (OSError, YamlError) as error:
-        raise ConfigError(Fault(str(path), str(error), "check the file"), about="the configuration file") from error
+        raise ConfigError(
+            Fault(str(path), str(error), "check the file"), about="the configuration file"
+        ) from error
     if not isinstance(content, Mapping) or not all(isinstance(k, str) for k in content):
         raise ConfigError(
             Fault(str(path), "is not a mapping of keys to values", "write lines like epochs: 20"),
@@ -271,34 +275,41 @@ def resolve(
             )
         merged["repeated_steps"] = _published_steps(method, merged)
 
-    parts: dict[str, BaseModel] = {}
-    for model in _models(method):
-        own = {key: merged[key] for key in model.model_fields if key in merged}
-        try:
-            parts[model.__name__] = model.model_validate(own)
-        except ValidationError as error:
-            found = [_value_fault(entry, own, keys) for entry in error.errors(include_url=False)]
-            # A value that may be of several kinds fails once for each; one line a key is enough.
-            faults += {fault.where: fault for fault in reversed(found)}.values()
-    if faults:
-        raise ConfigError(faults, about="the options")
-    for key in keys:
-        origins.setdefault(key, "default")
-    _refuse_without_effect(method, parts.get("TrainConfig"))
-    own_config = parts[method.config.__name__]
-    assert isinstance(own_config, MethodConfig)  # _models puts it there
-    return Settings.model_construct(
-        run=parts["RunConfig"],
-        data=parts["DataConfig"],
-        encoder=parts["EncoderConfig"],
-        train=parts.get("TrainConfig"),
-        own=own_config,
-        origins=origins,
+    read = _Reader(merged, keys)
+    settings = Settings(
+        run=read.model(RunConfig),
+        data=read.model(DataConfig),
+        encoder=read.model(EncoderConfig),
+        train=read.model(TrainConfig) if method.trains else None,
+        own=read.model(method.config),
+        origins={key: origins.get(key, "default") for key in keys},
     )
+    if read.faults:
+        raise ConfigError(read.faults, about="the options")
+    _refuse_without_effect(method, settings.train)
+    return settings
 
 
-def _refuse_without_effect(method: Method, train: BaseModel | None) -> None:
-    if not method.separate or not isinstance(train, TrainConfig):
+class _Reader:
+    """Checks each model's own keys; faults are kept, so that all come out at once."""
+
+    def __init__(self, merged: Mapping[str, Any], keys: Mapping[str, str]) -> None:
+        self.merged, self.keys = merged, keys
+        self.faults: list[Fault] = []
+
+    def model(self, kind: type[Model]) -> Model:
+        own = {key: self.merged[key] for key in kind.model_fields if key in self.merged}
+        try:
+            return kind.model_validate(own)
+        except ValidationError as error:
+            found = [_value_fault(entry, own, self.keys) for entry in error.errors(include_url=False)]
+            # A value that may be of several kinds fails once for each; one line a key is enough.
+            self.faults += {fault.where: fault for fault in reversed(found)}.values()
+            return kind.model_construct()  # never used: the faults are raised
+
+
+def _refuse_without_effect(method: Method, train: TrainConfig | None) -> None:
+    if not method.separate or train is None:
         return
     idle = [key for key in ("balance", "loss_weights") if getattr(train, key) != "none"]
     if idle:
@@ -338,7 +349,9 @@ def _key_fault(key: str, method: Method) -> Fault:
     others = [m.key for m in list_methods() if key in m.config.model_fields]
     if others:
         return Fault(
-            key, f"{method.key} has no such option, it would have no effect", f"it belongs to {', '.join(others)}"
+            key,
+            f"{method.key} has no such option, it would have no effect",
+            f"it belongs to {', '.join(others)}",
         )
     return Fault(key, "there is no such option", nearest(key, keys_of(method)))
 

@@ -126,7 +126,8 @@ class Evaluation:
                 "tasks": {task.name: _percent(task.zero_shot) for task in self.tasks},
             },
             "classes": {
-                task.name: {name: _percent(recall) for name, recall in task.recalls.items()} for task in self.tasks
+                task.name: {name: _percent(recall) for name, recall in task.recalls.items()}
+                for task in self.tasks
             },
             "n_images": {task.name: task.n_images for task in self.tasks},
             "missing_classes": {t.name: t.missing_classes for t in self.tasks if t.missing_classes},
@@ -188,7 +189,10 @@ def evaluate(
             notes = (*notes, f'task "{task.name}" has no test images and is left out of the average')
         elif scores[-1].missing_classes:
             missing = ", ".join(scores[-1].missing_classes)
-            notes = (*notes, f'task "{task.name}": no test images of {missing}; left out of the mean over classes')
+            notes = (
+                *notes,
+                f'task "{task.name}": no test images of {missing}; left out of the mean over classes',
+            )
     settings = run.adapter.settings
     return Evaluation(
         suite=name,
@@ -224,7 +228,9 @@ def mean_of(scores: Sequence[float | None]) -> float:
     return sum(there) / len(there) if there else float("nan")
 
 
-def _task_scores(task: Task, records: Sequence[Record], predicted: np.ndarray, guesses: np.ndarray) -> TaskScores:
+def _task_scores(
+    task: Task, records: Sequence[Record], predicted: np.ndarray, guesses: np.ndarray
+) -> TaskScores:
     labels = np.array([record.label for record in records], dtype=np.int64)
     n_classes = len(task.classes)
     recalls = class_recalls(labels, predicted, n_classes)
@@ -356,7 +362,8 @@ def _task_faults(suite: Suite, tasks: Sequence[Task]) -> list[Fault]:
             continue
         ours, theirs = set(wanted[name].classes), set(given[name].classes)
         faults += [
-            Fault(f'task "{name}", class "{c}"', "is missing", nearest(c, theirs)) for c in sorted(ours - theirs)
+            Fault(f'task "{name}", class "{c}"', "is missing", nearest(c, theirs))
+            for c in sorted(ours - theirs)
         ]
         faults += [
             Fault(f'task "{name}", class "{c}"', "the run was not trained for it", nearest(c, ours))

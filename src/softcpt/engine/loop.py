@@ -137,12 +137,17 @@ def fit(
             columns = pool.columns[batch].to(device)
             with autocast(device, features.precision):
                 loss = classifier.loss(
-                    images, columns, rng=sampling, weights=None if weights is None else weights[batch].to(device)
+                    images,
+                    columns,
+                    rng=sampling,
+                    weights=None if weights is None else weights[batch].to(device),
                 )
             value = float(loss.detach())
             if not math.isfinite(value):
                 raise RunError(
-                    Fault(f"{part}, epoch {epoch}", f"the loss is {value}", "lower lr, or use precision=fp32"),
+                    Fault(
+                        f"{part}, epoch {epoch}", f"the loss is {value}", "lower lr, or use precision=fp32"
+                    ),
                     about="the training",
                 )
             take_step(optimizer, loss, spec, scaler)

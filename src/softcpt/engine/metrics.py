@@ -18,7 +18,8 @@ def class_recalls(labels: Int[ndarray, " N"], predicted: Int[ndarray, " N"], n_c
     """
     counts = np.bincount(labels, minlength=n_classes)
     right = np.bincount(labels[labels == predicted], minlength=n_classes)
-    return np.divide(right, counts, out=np.full(n_classes, np.nan), where=counts > 0)
+    recalls: ndarray = np.divide(right, counts, out=np.full(n_classes, np.nan), where=counts > 0)
+    return recalls
 
 
 def overall_accuracy(labels: Int[ndarray, " N"], predicted: Int[ndarray, " N"]) -> float:

@@ -1,12 +1,12 @@
 """Run folders.
 
-    config.json           resolved settings, each with its origin; ``--config`` takes it to repeat the run
-    split.json            the suite it was trained on, and the test images that were kept away from it
-    metrics.jsonl         one line a step: loss, learning rate in force, time
-    log.txt               what was said
-    adapter.safetensors   what was learned
-    adapter.json          all that belongs to it
-    result.json           written last and whole; a run without it is not done
+config.json           resolved settings, each with its origin; ``--config`` takes it to repeat the run
+split.json            the suite it was trained on, and the test images that were kept away from it
+metrics.jsonl         one line a step: loss, learning rate in force, time
+log.txt               what was said
+adapter.safetensors   what was learned
+adapter.json          all that belongs to it
+result.json           written last and whole; a run without it is not done
 """
 
 from __future__ import annotations
@@ -64,7 +64,9 @@ def open_run(path: Path | str) -> Run:
     """
     folder = Path(path)
     if not folder.is_dir():
-        raise _refusal(folder, "there is no such folder", "name the folder that softcpt train wrote (--output)")
+        raise _refusal(
+            folder, "there is no such folder", "name the folder that softcpt train wrote (--output)"
+        )
     if not (folder / RESULT).is_file():
         if (folder / CONFIG).is_file():
             raise _refusal(folder, "the run was not finished", "train it again with --overwrite")
@@ -74,7 +76,9 @@ def open_run(path: Path | str) -> Run:
     split = read_signed(folder / SPLIT)
     for name, content in ((FACTS, adapter.facts), (SPLIT, split)):
         if result["digests"][name] != digest_of_json(content):
-            raise _refusal(folder / name, "belongs to another run than result.json", "restore it, or train again")
+            raise _refusal(
+                folder / name, "belongs to another run than result.json", "restore it, or train again"
+            )
     return Run(folder, adapter, split, result)
 
 
@@ -92,7 +96,9 @@ def check_output(folder: Path, *, overwrite: bool) -> None:
     if not content:
         return
     if CONFIG not in content and RESULT not in content:
-        raise _refusal(folder, "holds files that are not a run's; they would be mixed up", "name a new folder")
+        raise _refusal(
+            folder, "holds files that are not a run's; they would be mixed up", "name a new folder"
+        )
     if not overwrite:
         state = "a finished run" if RESULT in content else "an unfinished run"
         raise _refusal(folder, f"holds {state}", "name another folder, or add --overwrite to replace it")
@@ -172,10 +178,8 @@ def versions() -> dict[str, str]:
     """Versions of what a result depends on."""
     found = {"python": platform.python_version(), "platform": platform.platform()}
     for package in ("softcpt", "torch", "torchvision", "open_clip_torch", "numpy", "pillow"):
-        try:
+        with suppress(PackageNotFoundError):  # run from a source tree without its metadata
             found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
     return found
 
 

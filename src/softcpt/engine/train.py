@@ -13,15 +13,15 @@ import torch
 from torch import Tensor
 
 from softcpt.clip.backbone import Backbone, load_backbone
-from softcpt.core.errors import ConfigError, Fault, SoftCPTError, SuiteError
+from softcpt.core.errors import Collector, ConfigError, Fault, SuiteError
 from softcpt.data.draw import Samples, draw_samples
 from softcpt.data.record import Record, Suite
-from softcpt.data.split import split_suite
+from softcpt.data.split import Split, split_suite
 from softcpt.data.suite import load_suite
 from softcpt.engine.adapter import ALL_TASKS, FACTS, build_classifier, listed, problem_of, write_adapter
 from softcpt.engine.config import Settings, resolve
 from softcpt.engine.features import ImageFeatures
-from softcpt.engine.loop import OnProgress, OnStep, Pool, check_weights, fit
+from softcpt.engine.loop import OnProgress, Pool, check_weights, fit
 from softcpt.engine.metrics import task_score
 from softcpt.engine.runs import (
     RESULT,
@@ -77,15 +77,16 @@ def train(
         given["backbone"] = backbone.name
     elif backbone is not None:
         given["backbone"] = str(backbone)
-    settings, loaded = _all_or_every_fault(
-        lambda: resolve(
-            given,
-            file=Path(config) if config else None,
-            given_by="argument" if overrides is None else "command line",
-        ),
-        lambda: suite if isinstance(suite, Suite) else load_suite(suite, skip_bad_images=skip_bad_images),
-        lambda: check_output(Path(output), overwrite=overwrite),
-    )[:2]
+    origin = "argument" if overrides is None else "command line"
+    collector = Collector()
+    settings = collector.keep(lambda: resolve(given, file=Path(config) if config else None, given_by=origin))
+    loaded = collector.keep(
+        lambda: suite if isinstance(suite, Suite) else load_suite(suite, skip_bad_images=skip_bad_images)
+    )
+    collector.keep(lambda: check_output(Path(output), overwrite=overwrite))
+    collector.raise_any()
+    assert settings is not None  # what failed was raised
+    assert loaded is not None
     device = pick_device(settings)
     plan = plan_run(loaded, settings)
     model = (
@@ -103,6 +104,7 @@ def train(
 class Plan:
     """Which images a run uses for what, and what should be said about it."""
 
+    split: Split
     samples: Samples
     notes: tuple[str, ...]
 
@@ -123,14 +125,18 @@ def plan_run(suite: Suite, settings: Settings) -> Plan:
     if settings.method.trains:
         drawn = {(record.task, record.label) for record in samples.train}
         faults = [
-            Fault(f'task "{task.name}", class "{name}"', "has no image to train on", "add images, or drop the class")
+            Fault(
+                f'task "{task.name}", class "{name}"',
+                "has no image to train on",
+                "add images, or drop the class",
+            )
             for t, task in enumerate(suite.tasks)
             for label, name in enumerate(task.classes)
             if (t, label) not in drawn
         ]
         if faults:
             raise SuiteError(faults, about=f"the suite {suite.name}")
-    return Plan(samples, (*suite.notes, *split.notes, *samples.notes))
+    return Plan(split, samples, (*suite.notes, *split.notes, *samples.notes))
 
 
 def _run(
@@ -302,9 +308,7 @@ def task_feature_norms(classifier: Classifier) -> dict[str, float]:
         return {}
     with torch.no_grad():
         norms = task_features().norm(dim=1).tolist()
-    return {
-        task.name: round(norm, 6) for task, norm in zip(classifier.problem.tasks, norms, strict=True)
-    }
+    return {task.name: round(norm, 6) for task, norm in zip(classifier.problem.tasks, norms, strict=True)}
 
 
 def pick_device(settings: Settings) -> torch.device:
@@ -334,7 +338,8 @@ def resolve_device(name: str) -> torch.device:
     if not there.get(name, False):
         usable = ", ".join(kind for kind, is_there in there.items() if is_there)
         raise ConfigError(
-            Fault("device", f"this machine has no {name!r}", f"use auto, or one of: {usable}"), about="the options"
+            Fault("device", f"this machine has no {name!r}", f"use auto, or one of: {usable}"),
+            about="the options",
         )
     return torch.device(name)
 
@@ -350,20 +355,3 @@ def _named_backbone(settings: Settings) -> str:
             about="the options",
         )
     return settings.run.backbone
-
-
-def _all_or_every_fault(*steps: Callable[[], Any]) -> list[Any]:
-    """Results of independent steps; where some fail, one error with the faults of all."""
-    results: list[Any] = []
-    errors: list[SoftCPTError] = []
-    for step in steps:
-        try:
-            results.append(step())
-        except SoftCPTError as error:
-            errors.append(error)
-    if len(errors) == 1:
-        raise errors[0]
-    if errors:
-        faults = [fault for error in errors for fault in error.faults]
-        raise type(errors[0])(faults, about=" and ".join(error.about for error in errors))
-    return results

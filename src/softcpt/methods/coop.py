@@ -55,7 +55,11 @@ class CoOp(PromptClassifier):
             words_key="init_words",
             is_set="context_length" in config.model_fields_set,
         )
-        copies = {Sharing.ALL: None, Sharing.TASK: len(problem.tasks), Sharing.CLASS: len(problem.class_names)}
+        copies = {
+            Sharing.ALL: None,
+            Sharing.TASK: len(problem.tasks),
+            Sharing.CLASS: len(problem.class_names),
+        }
         self.sharing = sharing
         self.context = nn.Parameter(
             start_context(

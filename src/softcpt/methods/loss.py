@@ -18,7 +18,8 @@ def cosine_logits(
     images = features / features.norm(dim=1, keepdim=True)
     classes = weights / weights.norm(dim=1, keepdim=True)
     with torch.autocast(features.device.type, enabled=False):
-        return logit_scale * images @ classes.T
+        logits: Tensor = logit_scale * images @ classes.T
+        return logits
 
 
 def multitask_cross_entropy(

@@ -50,7 +50,7 @@ class LinearMeta(nn.Module):
 
     def forward(self, x: Float[Tensor, "k E"]) -> Float[Tensor, "k n W"]:
         """Contexts of k tasks or classes."""
-        return (x.to(self.proj.dtype) @ self.proj).unflatten(1, (self.n_context, -1))
+        return (x.to(self.proj.dtype) @ self.proj).reshape(len(x), self.n_context, -1)
 
 
 class LowRankMeta(nn.Module):
@@ -71,7 +71,7 @@ class LowRankMeta(nn.Module):
 
     def forward(self, x: Float[Tensor, "k E"]) -> Float[Tensor, "k n W"]:
         """Contexts of k tasks or classes."""
-        return (x.to(self.down.dtype) @ self.down @ self.up).unflatten(1, (self.n_context, -1))
+        return (x.to(self.down.dtype) @ self.down @ self.up).reshape(len(x), self.n_context, -1)
 
 
 def build_meta(

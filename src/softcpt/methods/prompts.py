@@ -53,7 +53,7 @@ def encode_prompts(
         rows = put_context(tower.embed(prompts.ids), prompts.slot, context)
         return tower.encode(rows, prompts.end)
     pieces = []
-    for index in torch.arange(len(prompts), device=prompts.end.device).split(PROMPTS_AT_ONCE):
+    for index in torch.split(torch.arange(len(prompts), device=prompts.end.device), PROMPTS_AT_ONCE):
         own = context if context.shape[0] == 1 else context[index]
         pieces.append(encode_prompts(tower, prompts.rows_of(index), own))
     return torch.cat(pieces)

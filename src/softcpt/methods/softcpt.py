@@ -5,7 +5,7 @@ body of the paper was not available: what follows is what the published code com
 step a batch unless a recipe says otherwise.
 
     f_t = g([SOT, task context, task text, ., EOT])              feature of task t          [D]
-    c_j = g([SOT, class context, class name, ., EOT])            feature of class j         [D]  class-aware only
+    c_j = g([SOT, class context, class name, ., EOT])            feature of class j         [D]  (CA and CS)
     context = meta(f_t)  or  meta([c_j ; f_t])                   prompt context             [n, W]
     w_j = g([SOT, context, class name, ., EOT])                  weight of class j          [D]
     logit_j = scale * cos(z, w_j)                                softmax inside the image's task
@@ -315,7 +315,8 @@ CSTA = _variant_method(
     Variant(Share.SPECIFIC, Share.AGNOSTIC), "contexts from class and task names; a class context per class"
 )
 CSTS = _variant_method(
-    Variant(Share.SPECIFIC, Share.SPECIFIC), "contexts from class and task names; a context per class and task"
+    Variant(Share.SPECIFIC, Share.SPECIFIC),
+    "contexts from class and task names; a context per class and task",
 )
 
 

@@ -14,6 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from softcpt.clip.backbone import Backbone, load_backbone
+from softcpt.clip.bpe import merges_of, vocabulary_bytes
+from softcpt.clip.open_clip import default_vocabulary
 from softcpt.clip.tokens import name_prompts
 from softcpt.clip.toy import write_toy_backbone
 
@@ -21,7 +23,9 @@ NAMES = ["robin", "great spotted woodpecker", "café crème", "x", "don't 42"]
 TEMPLATE = "a photo of a {}."
 VIT = {"image_size": 32, "patch_size": 8, "width": 64, "head_width": 32, "layers": 2}
 RESNET = {"image_size": 64, "width": 4, "head_width": 64, "layers": [1, 1, 1, 1]}
-TEXT = {"context_length": 20, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
+N_MERGES = 1000
+TEXT = {"context_length": 40, "vocab_size": 512 + N_MERGES + 2, "width": 32, "heads": 2, "layers": 2}
+CLIP_TEXT = {**TEXT, "vocab_size": 49408}  # with CLIP's own vocabulary: 1.5 million weights
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "vit": {"vision_cfg": VIT, "text_cfg": TEXT},
@@ -47,7 +51,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "no text projection": {"vision_cfg": VIT, "text_cfg": {**TEXT, "proj_type": "none"}},
     "pooled at the end token's id": {
         "vision_cfg": VIT,
-        "text_cfg": {**TEXT, "pool_type": "eos", "eos_id": 49407},
+        "text_cfg": {**TEXT, "pool_type": "eos", "eos_id": 512 + N_MERGES + 1},
     },
     "mean pooling of patches": {
         "vision_cfg": {
@@ -74,6 +78,8 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 def write_model(folder: Path, model_cfg: dict[str, Any], dtype: torch.dtype = torch.float32) -> Path:
     """A folder of open_clip with weights in which nothing is at its start value."""
     folder.mkdir(parents=True)
+    if model_cfg["text_cfg"]["vocab_size"] != CLIP_TEXT["vocab_size"]:
+        (folder / "bpe.txt.gz").write_bytes(vocabulary_bytes(merges_of(default_vocabulary(), N_MERGES)))
     config = {"model_cfg": {"embed_dim": 32, **model_cfg}, "preprocess_cfg": {}}
     (folder / "open_clip_config.json").write_text(json.dumps(config))
     with torch.random.fork_rng():
@@ -93,8 +99,9 @@ def write_model(folder: Path, model_cfg: dict[str, Any], dtype: torch.dtype = to
 
 
 @functools.cache
-def open_clip_tokenizer() -> Any:
-    return open_clip.SimpleTokenizer(context_length=TEXT["context_length"])
+def open_clip_tokenizer(vocabulary: Path | None = None) -> Any:
+    arguments = {} if vocabulary is None else {"bpe_path": str(vocabulary)}
+    return open_clip.SimpleTokenizer(context_length=TEXT["context_length"], **arguments)
 
 
 def pictures(backbone: Backbone) -> torch.Tensor:
@@ -140,7 +147,7 @@ def test_folder_gives_open_clips_features(tmp_path: Path, architecture: str) -> 
     assert_equals_open_clip(
         load_backbone(folder),
         open_clip.create_model(f"local-dir:{folder}"),
-        open_clip_tokenizer(),
+        open_clip_tokenizer(folder / "bpe.txt.gz"),
     )
 
 
@@ -155,7 +162,7 @@ def test_half_weights_are_computed_exactly_in_fp32(
     assert_equals_open_clip(
         backbone,
         open_clip.create_model(f"local-dir:{folder}", precision="fp32"),
-        open_clip_tokenizer(),
+        open_clip_tokenizer(folder / "bpe.txt.gz"),
     )
     stored = load_file(folder / "open_clip_model.safetensors")
     prefix = "text." if architecture == "custom text" else ""
@@ -165,17 +172,18 @@ def test_half_weights_are_computed_exactly_in_fp32(
 
 
 @pytest.mark.parametrize("kind", ["vit", "resnet"])
-def test_folder_with_its_own_vocabulary_equals_open_clip_given_that_vocabulary(
-    tmp_path: Path, kind: Any
-) -> None:
-    folder = write_toy_backbone(tmp_path / "toy", kind=kind, seed=5)
-    tokenizer = open_clip.SimpleTokenizer(bpe_path=str(folder / "bpe.txt.gz"), context_length=77)
-    assert_equals_open_clip(load_backbone(folder), open_clip.create_model(f"local-dir:{folder}"), tokenizer)
+def test_folder_with_clips_vocabulary_gives_open_clips_features(tmp_path: Path, kind: str) -> None:
+    folder = write_model(tmp_path / "model", {**ARCHITECTURES[kind], "text_cfg": CLIP_TEXT})
+    assert_equals_open_clip(
+        load_backbone(folder),
+        open_clip.create_model(f"local-dir:{folder}"),
+        open_clip.get_tokenizer(f"local-dir:{folder}"),
+    )
 
 
 def openai_config(kind: str) -> dict[str, Any]:
     vision = {**VIT, "head_width": 64} if kind == "vit" else RESNET
-    return {"quick_gelu": True, "vision_cfg": vision, "text_cfg": {**TEXT, "width": 128, "heads": 2}}
+    return {"quick_gelu": True, "vision_cfg": vision, "text_cfg": {**CLIP_TEXT, "width": 64, "heads": 1}}
 
 
 @pytest.mark.parametrize("ending", ["safetensors", "pt", "bin"])
@@ -208,11 +216,11 @@ def test_sparsely_stored_token_embedding_is_put_together(tmp_path: Path, ending:
     state |= {"token_embedding.used_ids": used, "token_embedding.used_rows": rows}
     file = tmp_path / f"sparse.{ending}"
     if ending == "safetensors":
-        save_file(state, file, metadata={"token_embedding_shape": "[49408, 128]"})
+        save_file(state, file, metadata={"token_embedding_shape": "[49408, 64]"})
     else:
         torch.save(state, file)
     embedding = load_backbone(file).text.token_embedding.weight
-    assert embedding.shape == (49408, 128)
+    assert embedding.shape == (49408, 64)
     assert torch.equal(embedding[used], rows)
     assert float(embedding.abs().sum()) == pytest.approx(float(rows.abs().sum()), rel=1e-5)
 
@@ -321,10 +329,7 @@ def change_config(folder: Path, part: str, key: str, value: object) -> None:
         change_weights,
         lambda folder: change_config(folder, "model_cfg", "quick_gelu", True),
         lambda folder: change_config(folder, "preprocess_cfg", "mean", [0.0, 0.0, 0.0]),
-        lambda folder: (
-            shutil.copy(write_toy_backbone(folder / "other", n_merges=1000).joinpath("bpe.txt.gz"), folder)
-            and (folder / "bpe.txt.gz").write_bytes(other_vocabulary(folder / "bpe.txt.gz"))
-        ),
+        lambda folder: (folder / "bpe.txt.gz").write_bytes(other_vocabulary(folder / "bpe.txt.gz")),
     ],
     ids=["weight", "activation", "pixels", "vocabulary"],
 )
@@ -337,9 +342,7 @@ def test_digest_tells_what_computes_differently(tmp_path: Path, change: Any) -> 
 
 def other_vocabulary(file: Path) -> bytes:
     """The same number of merges, in another order."""
-    from softcpt.clip.bpe import merges_of, vocabulary_bytes
-
-    return vocabulary_bytes(reversed(merges_of(file, 1000)))
+    return vocabulary_bytes(reversed(merges_of(file, N_MERGES)))
 
 
 def test_defaults_that_a_config_spells_out_are_the_same_architecture(tmp_path: Path) -> None:

@@ -13,12 +13,13 @@ import pytest
 import torch
 from open_clip import factory, pretrained
 from safetensors.torch import load_file
-from test_backbone import ARCHITECTURES, TEXT, VIT, pictures, write_model
+from test_backbone import CLIP_TEXT, VIT, pictures, write_model
 
-import softcpt.clip.backbone
 from softcpt.clip.backbone import list_backbones, load_backbone
 from softcpt.clip.toy import write_toy_backbone
 from softcpt.core.errors import BackboneError
+
+SMALL = {"vision_cfg": VIT, "text_cfg": CLIP_TEXT}
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +34,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Weights of the small architecture that stands in for the released ones."""
-    folder = write_model(tmp_path_factory.mktemp("names") / "model", ARCHITECTURES["vit"])
+    folder = write_model(tmp_path_factory.mktemp("names") / "model", SMALL)
     return folder / "open_clip_model.safetensors"
 
 
@@ -48,7 +49,7 @@ def downloads(monkeypatch: pytest.MonkeyPatch, weights: Path) -> list[str]:
 
     def shrink(name: str) -> dict[str, Any]:
         config = json.loads(json.dumps(real(name)))
-        return {**config, "embed_dim": 32, "vision_cfg": VIT, "text_cfg": TEXT}
+        return {**config, "embed_dim": 32, "vision_cfg": VIT, "text_cfg": CLIP_TEXT}
 
     real = factory.get_model_config
     monkeypatch.setattr(pretrained, "download_pretrained", download)
@@ -60,7 +61,7 @@ def features(weights: Path, quick_gelu: bool, tmp_path: Path) -> torch.Tensor:
     """What open_clip computes with these weights under one activation."""
     folder = tmp_path / f"quick-{quick_gelu}"
     folder.mkdir()
-    model_cfg = {"embed_dim": 32, **ARCHITECTURES["vit"], "quick_gelu": quick_gelu}
+    model_cfg = {"embed_dim": 32, **SMALL, "quick_gelu": quick_gelu}
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": model_cfg}))
     shutil.copy(weights, folder)
     model = open_clip.create_model(f"local-dir:{folder}").eval()
@@ -213,17 +214,14 @@ def test_weights_of_another_resolution_are_fitted_for_open_clips_own_names_only(
     monkeypatch: pytest.MonkeyPatch, downloads: list[str], weights: Path, tmp_path: Path
 ) -> None:
     folder = write_model(
-        tmp_path / "fine", {"vision_cfg": {**VIT, "image_size": 48}, "text_cfg": TEXT, "quick_gelu": True}
+        tmp_path / "fine",
+        {"vision_cfg": {**VIT, "image_size": 48}, "text_cfg": CLIP_TEXT, "quick_gelu": True},
     )
     fine = folder / "open_clip_model.safetensors"
     monkeypatch.setattr(pretrained, "download_pretrained", lambda _: str(fine))
     assert load_file(fine)["visual.positional_embedding"].shape[0] == 37
     assert load_backbone("ViT-B-32/openai").pixels.size_px == 32
-    config = {"model_cfg": {"embed_dim": 32, **ARCHITECTURES["vit"]}}
+    config = {"model_cfg": {"embed_dim": 32, **SMALL}}
     (folder / "open_clip_config.json").write_text(json.dumps(config))
     with pytest.raises(BackboneError, match=r"visual\.positional_embedding: has shape \[37, 64\]"):
         load_backbone(folder)
-
-
-def test_public_names_are_there() -> None:
-    assert softcpt.clip.backbone.Backbone.__dataclass_params__.frozen  # type: ignore[attr-defined]

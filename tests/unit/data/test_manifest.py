@@ -84,7 +84,8 @@ def test_class_that_the_description_does_not_name_is_a_fault(put):
     faults = faults_of(with_manifest(put, ROWS, **{"suite.yaml": yaml}))
     assert faults == [
         "list.csv: class 'scab' of task 'leaf': not named in suite.yaml (did you mean \"scap\"?)",
-        "leaf/scap: no such class, though suite.yaml names it (add its images, or remove the class from suite.yaml)",
+        "leaf/scap: no such class, though suite.yaml names it "
+        "(add its images, or remove the class from suite.yaml)",
     ]
 
 

@@ -60,3 +60,8 @@ def test_published_batches_equal_the_loader_of_this_torch(n):
         loader = DataLoader(list(range(n)), batch_size=8, shuffle=True, drop_last=n >= 8)
         expected = [[batch.tolist() for batch in loader] for _ in range(3)]
     assert published_batches(n, 8, seed=7, epochs=3) == expected
+
+
+def test_with_more_tasks_than_places_no_task_is_preferred():
+    first = Counter(batches(list(range(10)), 4, True, seed)[0][0] for seed in range(60))
+    assert len(first) >= 8

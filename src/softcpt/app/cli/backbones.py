@@ -8,7 +8,7 @@ from softcpt.app.cli.options import BACKBONE_FORMS, Command
 from softcpt.core.errors import ConfigError, Fault
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, short_help="List the models that --backbone takes.")
 @click.argument("pattern", default="*")
 def backbones(pattern: str) -> None:
     """List open_clip's models as name/pretrained-tag, or those that match PATTERN (such as "ViT-B*").

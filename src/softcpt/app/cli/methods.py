@@ -16,7 +16,7 @@ _OPTIONS = frozenset({"method", "recipe", "shots", "seed", "backbone", "device"}
 Keys = dict[str, dict[str, object]]
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, short_help="List the methods and their keys.")
 @json_option("One JSON list instead of the tables.")
 def methods(as_json: bool) -> None:
     """List the methods, and the keys of key=value with their defaults."""

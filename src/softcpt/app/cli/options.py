@@ -138,6 +138,12 @@ def backbone_option(command: Decorated) -> Decorated:
     return click.option("--backbone", metavar="B", callback=need, help=said)(command)
 
 
+def optional_backbone_option(command: Decorated) -> Decorated:
+    """``--backbone``, where a part of the work can be done without."""
+    said = f"The frozen CLIP: {BACKBONE_FORMS}. Without it, an untrained ViT-B-16 stands in."
+    return click.option("--backbone", metavar="B", help=said)(command)
+
+
 def moved_backbone_option(command: Decorated) -> Decorated:
     """``--backbone`` for finished runs, which know theirs."""
     return click.option("--backbone", metavar="B", help="Where the run's backbone is now, if it has moved.")(command)

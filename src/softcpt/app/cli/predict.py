@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +26,7 @@ NOTHING_READ = 3
 CSV_COLUMNS = ("image", "task", "rank", "class", "probability", "fault")
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, short_help="Predict the classes of new images.")
 @run_argument()
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE|FOLDER|-...")
 @click.option("--task", "tasks", multiple=True, metavar="NAME", help="Only this task; may be repeated.")
@@ -57,7 +58,9 @@ def predict(
 
     predictor = Predictor(run, backbone=backbone, device=device)
     found = find_images(images, suffixes=IMAGE_SUFFIXES, stdin=sys.stdin.buffer)
-    counted = _Counted(_predict_all(predictor, found, tasks, top))
+    wanted = list(tasks) or None
+    predictor.predict([], wanted)  # refuses unknown tasks before anything is written
+    counted = _Counted(_predict_all(predictor, found, wanted, top))
     _WRITERS[form](counted)
     if counted.bad:
         talk().print(f"{counted.bad} of {counted.bad + counted.good} rows hold a fault", style="yellow")
@@ -65,19 +68,23 @@ def predict(
 
 
 def _predict_all(
-    predictor: Predictor, found: Iterable[Named], tasks: tuple[str, ...], top: int
+    predictor: Predictor, found: Iterable[Named], tasks: Sequence[str] | None, top: int
 ) -> Iterator[Prediction]:
-    """The predictor's answers, and in their places the rows of what is no image at all."""
+    """The predictor's answers under our names, and in their places the rows of what is no image at all."""
     from softcpt.deploy.predictor import Prediction
 
-    wanted = list(tasks) or list(predictor.tasks)
-    for has_content, group in groupby(found, key=lambda named: named.fault is None):
-        if has_content:
-            sources = (named.content for named in group if named.content is not None)
-            yield from predictor.predict(sources, tasks=list(tasks) or None, top=top)
-        else:
-            for named in group:
-                for task in wanted:
+    every = [task.name for task in predictor.tasks]
+    for kind, group in groupby(found, key=lambda named: type(named.content)):
+        if issubclass(kind, Path):
+            paths = (named.content for named in group if isinstance(named.content, Path))
+            yield from predictor.predict(paths, tasks, top)
+            continue
+        for named in group:
+            if isinstance(named.content, bytes):
+                for prediction in predictor.predict(named.content, tasks, top):
+                    yield replace(prediction, image=named.name)
+            else:
+                for task in tasks or every:
                     yield Prediction(named.name, task, (), named.fault)
 
 

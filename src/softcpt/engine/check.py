@@ -1,0 +1,296 @@
+"""Before a run: counts, prompts as they will be built, and what the run will take.
+
+Time is measured, not guessed: one forward and backward pass of the text side and one batch of images on
+this machine, times how often the run needs them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from softcpt.clip.backbone import Backbone, load_backbone
+from softcpt.clip.toy import untrained_backbone
+from softcpt.core.errors import Collector
+from softcpt.core.names import prompt_words, task_text
+from softcpt.data.record import Suite
+from softcpt.data.split import PARTS
+from softcpt.data.suite import load_suite
+from softcpt.engine.adapter import build_classifier, problem_of
+from softcpt.engine.config import Settings, resolve
+from softcpt.engine.features import autocast, encode_pixels
+from softcpt.engine.loop import n_steps
+from softcpt.engine.train import Part, Plan, parts_of, pick_device, plan_run
+from softcpt.methods.base import Classifier
+
+BYTES_PER_ACTIVATION = 20 * 4
+"""Bytes of fp32 activations per token, layer and unit of width that autograd keeps for the plain text
+tower: about 20 W numbers per layer and position, as measured on ViT-B/16's tower."""
+
+
+@dataclass(frozen=True)
+class TaskReport:
+    """One task: how much there is, and its prompts.
+
+    Attributes:
+        name: the task's.
+        metric: how it is scored.
+        n_classes: of the task.
+        n_images: in all parts.
+        n_parts: images of train, val and test.
+        n_drawn: images the run trains on, and chooses by.
+        zero_shot_prompt: of its first class.
+        class_prompt: of its first class, learned tokens written as ``[n learned]``.
+        task_prompt: where the method has one.
+    """
+
+    name: str
+    metric: str
+    n_classes: int
+    n_images: int
+    n_parts: dict[str, int]
+    n_drawn: dict[str, int]
+    zero_shot_prompt: str
+    class_prompt: str
+    task_prompt: str | None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run is expected to take on this machine.
+
+    Attributes:
+        steps: optimizer batches.
+        views: image views to encode in training.
+        test_images: to encode for the evaluation.
+        prompts: class prompts of a step, and their longest.
+        n_learned: numbers learned.
+        train_s: seconds of training.
+        evaluate_s: seconds of the evaluation.
+        memory_bytes: weights, and activations of one step.
+        measured_on: which backbone and device the times were measured on.
+    """
+
+    steps: int
+    views: int
+    test_images: int
+    prompts: int
+    n_learned: int
+    train_s: float
+    evaluate_s: float
+    memory_bytes: int
+    measured_on: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What :func:`check_suite` found in a suite without faults.
+
+    Attributes:
+        suite: its name.
+        method: key.
+        shots: per class; None for all.
+        tasks: in order.
+        notes: what is allowed, but should be known.
+        cost: what the run is expected to take.
+    """
+
+    suite: str
+    method: str
+    shots: int | None
+    tasks: tuple[TaskReport, ...]
+    notes: tuple[str, ...]
+    cost: Cost
+
+    def to_json(self) -> dict[str, Any]:
+        """For programs."""
+        return asdict(self)
+
+
+def check_suite(
+    suite: Suite | Path | str,
+    *,
+    backbone: Backbone | Path | str | None = None,
+    skip_bad_images: bool = False,
+    overrides: Mapping[str, Any] | None = None,
+    on_stage: Callable[[str], None] | None = None,
+) -> Report:
+    """Everything a run would stumble over, found before it.
+
+    Args:
+        suite: a loaded suite, a folder or a manifest.
+        backbone: what the run would use; without one, times are measured on an untrained ViT-B-16 and the
+            names are checked against CLIP's own vocabulary.
+        skip_bad_images: leave out images that cannot be read.
+        overrides: options, as for :func:`train`.
+        on_stage: told what is being done.
+
+    Raises:
+        SoftCPTError: every fault of options, images, splits and names, in one list.
+    """
+    tell = on_stage or (lambda _: None)
+    given = dict(overrides or {})
+    if backbone is not None and not isinstance(backbone, Backbone):
+        given["backbone"] = str(backbone)
+    collector = Collector()
+    settings = collector.keep(lambda: resolve(given, given_by="command line"))
+    tell("reading every image")
+    loaded = collector.keep(
+        lambda: suite if isinstance(suite, Suite) else load_suite(suite, skip_bad_images=skip_bad_images)
+    )
+    plan = collector.keep(lambda: plan_run(loaded, settings)) if loaded and settings else None
+    cost = None
+    if settings and loaded:
+        tell("loading the backbone")
+        model = collector.keep(lambda: _chosen_backbone(backbone, settings))
+        if model:
+            classifier = collector.keep(lambda: build_classifier(problem_of(loaded.tasks, model), settings))
+            if classifier and plan:
+                tell("measuring a step")
+                cost = measure(loaded, plan, model, classifier, settings)
+    collector.raise_any()
+    assert loaded is not None  # what failed was raised
+    assert settings is not None
+    assert plan is not None
+    assert cost is not None
+    return Report(
+        suite=loaded.name,
+        method=settings.method.key,
+        shots=settings.run.shots,
+        tasks=tuple(_task_report(loaded, t, plan, settings) for t in range(len(loaded.tasks))),
+        notes=plan.notes,
+        cost=cost,
+    )
+
+
+def _chosen_backbone(backbone: Backbone | Path | str | None, settings: Settings) -> Backbone:
+    device = pick_device(settings)
+    if isinstance(backbone, Backbone):
+        return backbone.to(device)
+    named = backbone if backbone is not None else settings.run.backbone
+    return untrained_backbone().to(device) if named is None else load_backbone(named, device=device)
+
+
+def measure(suite: Suite, plan: Plan, backbone: Backbone, classifier: Classifier, settings: Settings) -> Cost:
+    """Time one batch of images and one step of the text side, and count how many a run has."""
+    samples = plan.samples
+    image_s = _seconds_per_image(backbone, settings)
+    parts = parts_of(classifier, samples.train, samples.val, settings)
+    train_s = steps = views = 0.0
+    for part in parts:
+        train = settings.training()
+        n = n_steps(train.optim(settings.run.shots), len(part.pool.records), train.batch_size)
+        epochs = train.n_epochs(settings.run.shots)
+        n_views = len(part.pool.records) * max(1, min(train.views, epochs))
+        train_s += n * _seconds_per_step(part, backbone, settings) + n_views * image_s
+        steps, views = steps + n, views + n_views
+    text = backbone.text
+    layers = sum(isinstance(module, torch.nn.MultiheadAttention) for module in text.transformer.modules())
+    n_names = max(len(part.classifier.problem.class_names) for part in parts) if parts else suite.n_classes
+    length = max(len(text_ids) for text_ids in map(backbone.tokenizer.encode, _longest_names(suite))) + 3
+    length += getattr(settings.own, "context_length", 8)
+    activations = n_names * length * layers * text.width * BYTES_PER_ACTIVATION if parts else 0
+    weights = sum(p.numel() * p.element_size() for m in (text, backbone.visual) for p in m.parameters())
+    return Cost(
+        steps=int(steps),
+        views=int(views),
+        test_images=len(samples.test),
+        prompts=n_names,
+        n_learned=sum(t.numel() for t in classifier.learned().values()),
+        train_s=round(train_s, 1),
+        evaluate_s=round(len(samples.test) * image_s, 1),
+        memory_bytes=int(weights + activations),
+        measured_on=f"{backbone.description}; {backbone.device}, {torch.get_num_threads()} threads",
+    )
+
+
+def _longest_names(suite: Suite) -> list[str]:
+    return [prompt_words(max(task.classes, key=len)) for task in suite.tasks]
+
+
+def _seconds_per_image(backbone: Backbone, settings: Settings) -> float:
+    size = backbone.pixels.size_px
+    pixels = torch.zeros(8, 3, size, size)
+    return _seconds(lambda: encode_pixels(backbone, pixels, settings.encoder.precision), backbone) / len(
+        pixels
+    )
+
+
+def _seconds_per_step(part: Part, backbone: Backbone, settings: Settings) -> float:
+    """One forward and backward pass over a batch of made-up features; the classifier stays as it is."""
+    n = min(settings.training().batch_size, len(part.pool.records))
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(n, backbone.embed_dim, generator=generator).to(backbone.device)
+    columns = part.pool.columns[:n].to(backbone.device)
+
+    def step() -> None:
+        with autocast(backbone.device, settings.encoder.precision):
+            loss = part.classifier.loss(features, columns, rng=generator)
+        torch.autograd.backward(loss)
+        part.classifier.zero_grad(set_to_none=True)
+
+    return _seconds(step, backbone)
+
+
+def _seconds(work: Callable[[], object], backbone: Backbone) -> float:
+    """The quicker of two runs after a first: the first warms up, and neighbours only ever slow one down."""
+    taken = []
+    for _ in range(3):
+        began = time.perf_counter()
+        work()
+        if backbone.device.type == "cuda":
+            torch.cuda.synchronize(backbone.device)
+        taken.append(time.perf_counter() - began)
+    return min(taken[1:])
+
+
+def _task_report(suite: Suite, index: int, plan: Plan, settings: Settings) -> TaskReport:
+    task = suite.tasks[index]
+    parts = [
+        part for record, part in zip(suite.records, plan.split.parts, strict=True) if record.task == index
+    ]
+    samples = plan.samples
+    first = task.classes[0]
+    own = settings.own.model_dump()
+    name_first, around = own.get("position", "end"), own.get("context_length", 0)
+    words = task_text(task.name, task.description, own.get("task_text", "description"))
+    has_task_prompt = "task_text" in own
+    return TaskReport(
+        name=task.name,
+        metric=task.metric,
+        n_classes=len(task.classes),
+        n_images=len(parts),
+        n_parts={part: parts.count(part) for part in PARTS},
+        n_drawn={
+            "train": sum(record.task == index for record in samples.train),
+            "val": sum(record.task == index for record in samples.val),
+        },
+        zero_shot_prompt=task.template.replace("{}", prompt_words(first)),
+        class_prompt=show_prompt(first, around, name_first),
+        task_prompt=(
+            show_prompt(words, own["task_context_length"], own["task_position"]) if has_task_prompt else None
+        ),
+    )
+
+
+def show_prompt(name: str, n_context: int, position: str) -> str:
+    """A prompt for people, learned tokens in brackets.
+
+    Example:
+        >>> show_prompt("apple_scab", 16, "middle")
+        '[8 learned] apple scab [8 learned] .'
+    """
+    words = prompt_words(name)
+    before = {"end": n_context, "middle": n_context // 2, "front": 0}[position]
+
+    def learned(n: int) -> list[str]:
+        return [f"[{n} learned]"] if n else []
+
+    after = learned(n_context - before)
+    pieces = [*learned(before), words, *after, "."] if after else [*learned(before), words + "."]
+    return " ".join(pieces)
