@@ -9,7 +9,9 @@ def test_a_good_suite_shows_counts_prompts_and_cost(softcpt, world):
     ended = softcpt("check", world.suite, "--backbone", world.backbone, "--shots", 4)
     assert ended.code == 0
     # ten images a class: 5 train, 2 val, 3 test, of which 4 and 2 are drawn
-    assert ["shape", "overall_acc", "4", "40", "20", "8", "12", "16", "8"] in map(str.split, ended.out.splitlines())
+    assert ["shape", "overall_acc", "4", "40", "20", "8", "12", "16", "8"] in map(
+        str.split, ended.out.splitlines()
+    )
     assert "a drawing of a circle." in ended.out
     assert "[16 learned] circle." in ended.out
     assert "[4 learned] a recognition task for simple shapes." in ended.out
@@ -19,7 +21,13 @@ def test_a_good_suite_shows_counts_prompts_and_cost(softcpt, world):
 
 def test_prompts_follow_the_settings(softcpt, world):
     ended = softcpt(
-        "check", world.suite, "--backbone", world.backbone, "context_length=3", "position=front", "task_text=name"
+        "check",
+        world.suite,
+        "--backbone",
+        world.backbone,
+        "context_length=3",
+        "position=front",
+        "task_text=name",
     )
     assert "circle [3 learned]." in ended.out
     assert "[4 learned] shape." in ended.out

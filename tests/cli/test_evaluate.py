@@ -31,7 +31,9 @@ def test_json_is_exactly_one_object_with_percentages(softcpt, world):
     assert list(value["tasks"]) == ["shape", "colour"]
     assert value["score"] == pytest.approx(sum(value["tasks"].values()) / 2)
     # 12 test images a task, four classes of three: every score is a multiple of 100/12
-    assert all(score * 12 / 100 == pytest.approx(round(score * 12 / 100)) for score in value["tasks"].values())
+    assert all(
+        score * 12 / 100 == pytest.approx(round(score * 12 / 100)) for score in value["tasks"].values()
+    )
 
 
 def test_zero_shot_is_a_method_with_shots_0(softcpt, world, tmp_path):
@@ -83,7 +85,9 @@ def test_classes_without_test_images_are_noted_and_no_number_is_missing(softcpt,
     for image in sorted((own_suite / "colour" / "red").iterdir())[1:]:
         image.unlink()
     run = tmp_path / "run"
-    softcpt("train", own_suite, "--backbone", world.backbone, "--output", run, "--shots", 2, "epochs=1", "views=1")
+    softcpt(
+        "train", own_suite, "--backbone", world.backbone, "--output", run, "--shots", 2, "epochs=1", "views=1"
+    )
     ended = softcpt("evaluate", run)
     assert ended.code == 0
     assert "red" in ended.err

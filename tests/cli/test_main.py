@@ -11,6 +11,7 @@ from softcpt import __version__
 from softcpt.app.cli import main as door
 from softcpt.core.errors import AdapterError, ConfigError, Fault, RunError, SuiteError
 
+
 def softcpt(*arguments, **options):
     """The command in a process of its own."""
     return subprocess.run(
@@ -99,7 +100,10 @@ def test_exit_code_is_that_of_the_error(raising, capsys, kind, code):
 def test_faults_stand_in_a_table_each_with_place_and_remedy(raising, capsys):
     raising(
         SuiteError(
-            [Fault("short", "one [bold]thing[/]", "mend it"), Fault("a longer place", "another", "mend that")],
+            [
+                Fault("short", "one [bold]thing[/]", "mend it"),
+                Fault("a longer place", "another", "mend that"),
+            ],
             about="suite.yaml",
         )
     )

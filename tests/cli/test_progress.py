@@ -16,7 +16,9 @@ def test_no_time_is_left_at_the_end():
     assert "left" not in figures(Progress("all tasks", 50, 50, 0.5, 0.1, 10.0, 0.0))
 
 
-@pytest.mark.parametrize(("seconds", "shown"), [(0.4, "0:00"), (59.6, "1:00"), (754, "12:34"), (3725, "1:02:05")])
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(0.4, "0:00"), (59.6, "1:00"), (754, "12:34"), (3725, "1:02:05")]
+)
 def test_clock_reads_as_people_write_it(seconds, shown):
     assert clock(seconds) == shown
 

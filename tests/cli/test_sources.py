@@ -8,7 +8,9 @@ from softcpt.app.cli.sources import Named, find_images
 
 
 def find(*names, stdin=b""):
-    return list(find_images([str(name) for name in names], suffixes={".jpg", ".png"}, stdin=io.BytesIO(stdin)))
+    return list(
+        find_images([str(name) for name in names], suffixes={".jpg", ".png"}, stdin=io.BytesIO(stdin))
+    )
 
 
 def test_a_file_is_taken_as_it_is_named_whatever_its_ending(tmp_path):
@@ -29,7 +31,16 @@ def test_a_folder_gives_its_images_sorted_without_hidden_ones(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "start", [b"\xff\xd8\xff\xe0", b"\x89PNG\r\n", b"GIF89a", b"RIFF\x10\0\0\0WEBPVP8 ", b"BM\x01", b"II*\0", b"MM\0*"]
+    "start",
+    [
+        b"\xff\xd8\xff\xe0",
+        b"\x89PNG\r\n",
+        b"GIF89a",
+        b"RIFF\x10\0\0\0WEBPVP8 ",
+        b"BM\x01",
+        b"II*\0",
+        b"MM\0*",
+    ],
 )
 def test_bytes_that_begin_like_a_picture_are_one_image(start):
     content = start + b"rest\nwith\nlines"
@@ -46,7 +57,7 @@ def test_lines_are_paths_and_blank_ones_are_passed_over():
 
 
 def test_lines_are_read_only_as_they_are_asked_for():
-    stdin = io.BytesIO(b"a.png\nb.png\n")
+    stdin = io.BytesIO(b"a long name.png\nb.png\n")
     images = find_images(["-"], suffixes=(), stdin=stdin)
     next(images)
-    assert stdin.tell() == len(b"a.png\n")
+    assert stdin.tell() == len(b"a long name.png\n")

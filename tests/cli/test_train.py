@@ -1,6 +1,5 @@
 """``softcpt train``: a run folder, or every reason why not."""
 
-import inspect
 import json
 
 from softcpt.app.cli.options import DEFAULTS
@@ -43,7 +42,9 @@ def test_settings_reach_the_run_with_their_origin(softcpt, world, tmp_path):
 
 
 def test_a_run_s_own_configuration_repeats_it(softcpt, world, tmp_path):
-    again = softcpt("train", world.suite, "--config", world.run / "config.json", "--output", tmp_path / "again")
+    again = softcpt(
+        "train", world.suite, "--config", world.run / "config.json", "--output", tmp_path / "again"
+    )
     assert again.code == 0, again.err
     weights = "adapter.safetensors"
     assert (tmp_path / "again" / weights).read_bytes() == (world.run / weights).read_bytes()
@@ -107,7 +108,7 @@ def test_a_suite_that_does_not_exist_exits_3(softcpt, world, tmp_path):
 
 def test_a_class_name_too_long_for_the_context_is_refused_by_place(softcpt, world, own_suite, tmp_path):
     (own_suite / "suite.yaml").unlink()
-    (own_suite / "shape" / "circle").rename(own_suite / "shape" / ("very " * 30))
+    (own_suite / "shape" / "circle").rename(own_suite / "shape" / ("very " * 80))
     ended = softcpt("train", own_suite, "--backbone", world.backbone, "--output", tmp_path / "run")
     assert ended.code == 3
     assert 'task "shape"' in ended.err
@@ -119,4 +120,3 @@ def test_the_defaults_that_the_help_names_are_those_of_the_settings():
     fields = RunConfig.model_fields
     assert {key: str(fields[key].default) for key in DEFAULTS} == DEFAULTS
     assert set(fields) - set(DEFAULTS) == {"backbone"}
-    assert inspect.cleandoc(RunConfig.__doc__)

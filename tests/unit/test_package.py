@@ -17,7 +17,9 @@ def typed_names():
     tree = ast.parse(Path(softcpt.__file__).read_text())
     [block] = [node for node in tree.body if isinstance(node, ast.If)]
     return {
-        alias.asname or alias.name: f"{node.module}:{alias.name}" for node in block.body for alias in node.names
+        alias.asname or alias.name: f"{node.module}:{alias.name}"
+        for node in block.body
+        for alias in node.names
     }
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import functools
 import hashlib
+import json
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,7 +23,6 @@ from softcpt.clip.text import TextTower
 from softcpt.clip.tokens import Tokenizer
 from softcpt.clip.weights import SUFFIXES, read_weights
 from softcpt.core.errors import BackboneError, Fault, nearest
-from softcpt.core.files import digest_of_json
 from softcpt.core.pixels import PixelSpec
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -242,19 +241,16 @@ def digest_of_weights(weights: Mapping[str, Tensor], facts: Mapping[str, Any]) -
 
     Counters of batch norms are left out: some formats drop them, and nothing depends on them.
     """
-    names = [name for name in sorted(weights) if not name.endswith("num_batches_tracked")]
-    # Hashing lets other threads run, and is most of the work of loading a large model.
-    with ThreadPoolExecutor() as pool:
-        of_tensor = list(pool.map(lambda name: _digest_of_tensor(weights[name]), names))
-    listed = [[name, list(weights[name].shape), own] for name, own in zip(names, of_tensor, strict=True)]
-    return digest_of_json({"facts": facts, "weights": listed})
-
-
-def _digest_of_tensor(tensor: Tensor) -> str:
-    tensor = tensor.detach().cpu()
-    tensor = tensor.to(torch.float32 if tensor.is_floating_point() else torch.int64).contiguous()
-    # The tensor's own memory, without a copy.
-    return hashlib.sha256(tensor.reshape(-1).numpy().data).hexdigest()
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True, separators=(",", ":")).encode())
+    for name in sorted(weights):
+        if name.endswith("num_batches_tracked"):
+            continue
+        tensor = weights[name].detach().cpu()
+        tensor = tensor.to(torch.float32 if tensor.is_floating_point() else torch.int64).contiguous()
+        digest.update(f"\n{name}{list(tensor.shape)}".encode())
+        # The tensor's own memory, without a copy: hashing 600 MB should cost the hashing alone.
+        digest.update(tensor.reshape(-1).numpy().data)
+    return digest.hexdigest()
 
 
 def _moved(module: Module, device: torch.device | str | None, dtype: torch.dtype | None) -> Module:

@@ -20,7 +20,7 @@ from softcpt.app.cli.options import (
     suite_argument,
 )
 from softcpt.app.cli.progress import clock
-from softcpt.app.cli.show import new_table, results, show_notes, show_table, talk
+from softcpt.app.cli.show import new_table, say, show_notes, show_table
 
 if TYPE_CHECKING:
     from softcpt.engine.check import Cost, Report, TaskReport
@@ -55,7 +55,7 @@ def check(
         backbone=backbone,
         skip_bad_images=skip_bad_images,
         overrides={**(read_config_file(config) if config else {}), **overrides},
-        on_stage=lambda stage: talk().print(f"{stage} ...", style="dim", markup=False),
+        on_stage=lambda stage: say(f"{stage} ...", style="dim"),
     )
     if as_json:
         click.echo(json.dumps(report.to_json(), indent=1, ensure_ascii=False, allow_nan=False))
@@ -107,4 +107,4 @@ def _show_cost(cost: Cost) -> None:
         f"expected memory: {cost.memory_bytes / 2**20:,.0f} MiB of weights and activations",
         f"measured on: {cost.measured_on}",
     ]
-    results().print("\n".join(lines), markup=False)
+    click.echo("\n".join(lines))

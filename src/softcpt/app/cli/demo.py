@@ -11,7 +11,7 @@ import click
 
 from softcpt.app.cli.options import Command
 from softcpt.app.cli.progress import show_progress
-from softcpt.app.cli.show import new_table, percent, results, show_table, talk
+from softcpt.app.cli.show import new_table, percent, say, show_table
 from softcpt.core.errors import Fault, RunError
 
 if TYPE_CHECKING:
@@ -49,19 +49,18 @@ def demo(output: Path) -> None:
     from softcpt.data.suite import load_suite
 
     suite = load_suite(draw_suite(output / "suite", tasks=TASKS, images_per_class=IMAGES_PER_CLASS))
-    talk().print(
+    say(
         f"drew {len(suite.records)} images of {len(suite.tasks)} tasks with {suite.n_classes} classes "
         f"into {suite.root}",
-        markup=False,
     )
     backbone = load_backbone(write_toy_backbone(output / "backbone"))
-    talk().print(f"made a small CLIP with random weights in {output / 'backbone'}", markup=False)
+    say(f"made a small CLIP with random weights in {output / 'backbone'}")
     from softcpt.engine.evaluate import evaluate
     from softcpt.engine.train import train
 
     found: dict[str, Evaluation] = {}
     for method in METHODS:
-        talk().print(f"training {method} with {SHOTS} images per class")
+        say(f"training {method} with {SHOTS} images per class")
         with show_progress(quiet=False) as listener:
             run = train(
                 suite,
@@ -111,7 +110,7 @@ def _show(found: dict[str, Evaluation]) -> None:
 
 def _say_what_next(output: Path) -> None:
     chosen = shlex.quote(str(output / "runs" / METHODS[-1]))
-    results().print(
+    click.echo(
         "The backbone's weights are random: these figures show that the machinery works from images to scores,\n"
         "not what a CLIP can do, nor which method is better.\n"
         "\n"
@@ -122,5 +121,4 @@ def _say_what_next(output: Path) -> None:
         "\n"
         "Or look at what was made here:\n"
         f"  softcpt predict  {chosen} {shlex.quote(str(output / 'suite' / TASKS[0]))} --task {TASKS[0]} --top 1",
-        markup=False,
     )

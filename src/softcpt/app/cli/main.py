@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import click
 
 from softcpt._version import __version__
-from softcpt.app.cli.show import show_faults, talk
+from softcpt.app.cli.show import say, show_faults
 from softcpt.core.errors import Fault, SoftCPTError, nearest
 
 COMMANDS = ("check", "train", "evaluate", "predict", "methods", "backbones", "demo")
@@ -87,7 +87,7 @@ def main(arguments: Sequence[str]) -> int:
         return usage.exit_code
     except (KeyboardInterrupt, click.Abort):
         _show_traceback(debug)
-        talk().print("stopped")
+        say("stopped")
         return _INTERRUPTED
     except BrokenPipeError:
         # Whoever read our output has enough; what is left in the buffer goes nowhere, without a word.
@@ -119,14 +119,12 @@ def _show_traceback(debug: bool) -> None:
 def _show_bug(error: Exception, *, debug: bool) -> None:
     import platform
 
-    console = talk()
     what = f"{type(error).__name__}: {error}".splitlines()[0]
-    console.print(f"this is a bug in softcpt, not a fault of yours: {what}", style="bold red", markup=False)
+    say(f"this is a bug in softcpt, not a fault of yours: {what}", style="bold red")
     again = "the traceback above" if debug else "what `softcpt --debug ...` with the same command prints"
-    console.print(
+    say(
         f"Please report it with {again}, the command, and this line: softcpt {__version__}, "
-        f"Python {platform.python_version()}, {platform.platform()}",
-        markup=False,
+        f"Python {platform.python_version()}, {platform.platform()}"
     )
 
 

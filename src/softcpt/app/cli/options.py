@@ -105,7 +105,9 @@ def settings_options(command: Decorated) -> Decorated:
         help="Settings from a YAML file, or from a run's config.json to repeat it.",
     )(command)
     for name, (form, about) in reversed(said.items()):
-        command = click.option(f"--{name}", metavar=form, help=f"{about}  [default: {DEFAULTS[name]}]")(command)
+        command = click.option(f"--{name}", metavar=form, help=f"{about}  [default: {DEFAULTS[name]}]")(
+            command
+        )
     return command
 
 
@@ -146,7 +148,9 @@ def optional_backbone_option(command: Decorated) -> Decorated:
 
 def moved_backbone_option(command: Decorated) -> Decorated:
     """``--backbone`` for finished runs, which know theirs."""
-    return click.option("--backbone", metavar="B", help="Where the run's backbone is now, if it has moved.")(command)
+    return click.option("--backbone", metavar="B", help="Where the run's backbone is now, if it has moved.")(
+        command
+    )
 
 
 def device_option() -> Callable[[Decorated], Decorated]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from softcpt.app.cli.options import Command, device_option, moved_backbone_option, run_argument
-from softcpt.app.cli.show import new_table, percent, show_table, talk
+from softcpt.app.cli.show import new_table, percent, say, show_table
 
 if TYPE_CHECKING:
     from softcpt.app.cli.sources import Named
@@ -63,7 +63,7 @@ def predict(
     counted = _Counted(_predict_all(predictor, found, wanted, top))
     _WRITERS[form](counted)
     if counted.bad:
-        talk().print(f"{counted.bad} of {counted.bad + counted.good} rows hold a fault", style="yellow")
+        say(f"{counted.bad} of {counted.bad + counted.good} rows hold a fault", style="yellow")
     return 0 if counted.good else NOTHING_READ
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from softcpt.app.cli.show import talk
+from softcpt.app.cli.show import say, talk
 
 if TYPE_CHECKING:
     from softcpt.engine.loop import Progress
@@ -46,9 +46,7 @@ def _bars() -> Iterator[Listener]:
         def listen(event: Progress) -> None:
             if event.stage not in bars:
                 bars[event.stage] = drawn.add_task(event.stage, figures="")
-            drawn.update(
-                bars[event.stage], completed=event.done, total=event.total, figures=figures(event)
-            )
+            drawn.update(bars[event.stage], completed=event.done, total=event.total, figures=figures(event))
 
         yield listen
 
@@ -62,7 +60,7 @@ def _log_lines() -> Listener:
         if ended or now_s - shown_s.setdefault(event.stage, now_s) >= _LOG_EVERY_S:
             shown_s[event.stage] = now_s
             line = f"{event.stage} {event.done}/{event.total}  {figures(event)}"
-            talk().print(line.rstrip(), markup=False)
+            say(line.rstrip())
 
     return listen
 

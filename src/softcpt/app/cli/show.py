@@ -6,7 +6,6 @@ rich is imported when something is shown, not before: help and version answer wi
 from __future__ import annotations
 
 import math
-import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TextIO
@@ -21,11 +20,6 @@ if TYPE_CHECKING:
 _PIPE_WIDTH = 1000
 
 
-def results() -> Console:
-    """The console for what was asked for."""
-    return _console(sys.stdout)
-
-
 def talk() -> Console:
     """The console for progress, notes and errors."""
     return _console(sys.stderr)
@@ -34,8 +28,12 @@ def talk() -> Console:
 def _console(file: TextIO) -> Console:
     from rich.console import Console
 
-    wide = None if file.isatty() or "COLUMNS" in os.environ else _PIPE_WIDTH
-    return Console(file=file, highlight=False, width=wide, soft_wrap=False)
+    return Console(file=file, highlight=False, width=None if file.isatty() else _PIPE_WIDTH)
+
+
+def say(text: str, style: str = "") -> None:
+    """Sentences on stderr, broken nowhere but at the terminal's edge."""
+    talk().print(text, style=style, markup=False, soft_wrap=True)
 
 
 def show_faults(headline: str, faults: Sequence[Fault]) -> None:
@@ -44,7 +42,7 @@ def show_faults(headline: str, faults: Sequence[Fault]) -> None:
     from rich.text import Text
 
     console = talk()
-    console.print(Text.assemble(("error: ", "bold red"), (headline, "bold")))
+    console.print(Text.assemble(("error: ", "bold red"), (headline, "bold")), soft_wrap=True)
     table = Table.grid(padding=(0, 3, 0, 0))
     for _ in range(4):
         table.add_column(overflow="fold")
@@ -59,7 +57,7 @@ def show_notes(notes: Sequence[str]) -> None:
 
     console = talk()
     for note in notes:
-        console.print(Text.assemble(("note: ", "yellow"), note))
+        console.print(Text.assemble(("note: ", "yellow"), note), soft_wrap=True)
 
 
 def new_table(*columns: str, numbers: Sequence[str] = (), title: str | None = None) -> Table:
@@ -77,7 +75,7 @@ def new_table(*columns: str, numbers: Sequence[str] = (), title: str | None = No
 
 def show_table(table: Table) -> None:
     """Print a table of results."""
-    _print_trimmed(results(), table)
+    _print_trimmed(_console(sys.stdout), table)
 
 
 def _print_trimmed(console: Console, table: Table) -> None:

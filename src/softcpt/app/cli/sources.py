@@ -13,6 +13,7 @@ STDIN = "-"
 
 # How files of the formats that people pipe begin. Enough to tell a picture from a list of paths.
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"P5", b"P6")
+_MAGIC_BYTES = 12  # a WebP's name stands behind its size
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +68,12 @@ def _walk(folder: Path, suffixes: frozenset[str]) -> Iterator[Path]:
 
 
 def _from_stdin(stdin: BinaryIO, suffixes: frozenset[str]) -> Iterator[Named]:
-    first = stdin.readline()
-    if _is_image(first):
-        yield Named(STDIN, first + stdin.read())
+    start = stdin.read(_MAGIC_BYTES)
+    if _is_image(start):
+        yield Named(STDIN, start + stdin.read())
         return
-    for line in chain([first], stdin):
+    first = (start + stdin.readline()).split(b"\n")
+    for line in chain(first, stdin):
         name = os.fsdecode(line).rstrip("\r\n")
         if name:
             yield from _from_path(name, suffixes)

@@ -17,7 +17,7 @@ from softcpt.app.cli.options import (
     suite_argument,
 )
 from softcpt.app.cli.progress import clock, show_progress
-from softcpt.app.cli.show import show_notes, talk
+from softcpt.app.cli.show import say, show_notes
 
 
 @click.command(cls=Command, short_help="Train a method on all tasks of a suite.")
@@ -64,10 +64,9 @@ def train(
     if not quiet:
         show_notes(run.split["notes"])
         place = shlex.quote(str(run.path))
-        talk().print(
+        say(
             f"done in {clock(run.result['seconds'])}; next:\n"
             f"  softcpt evaluate {place}\n"
-            f"  softcpt predict {place} IMAGE",
-            markup=False,
+            f"  softcpt predict {place} IMAGE"
         )
     click.echo(run.path)
