@@ -2,9 +2,9 @@
 
     python benchmarks/suites.py --data DIR --backbone B --output RUNS [--shots 4] [--seeds 1,2,3] [--jobs 2]
 
-``DIR`` holds one folder per suite. Trains every method on every suite and seed through the command line,
-goes on where an earlier call was stopped, and prints a Markdown table: percent, the suites' own metrics, mean
-over seeds and population deviation over seeds. Test images are read once per run.
+``DIR`` holds one folder per suite. Trains every method on every suite and seed, as ``softcpt train`` and
+``softcpt evaluate`` do, goes on where an earlier call was stopped, and prints a Markdown table: percent, the
+suites' own metrics, mean and population deviation over seeds. Test images are read once per run.
 """
 
 from __future__ import annotations
@@ -13,12 +13,17 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache
 from itertools import product
+from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from softcpt import Suite
+    from softcpt.clip.backbone import Backbone
 
 
 class Row(NamedTuple):
@@ -58,15 +63,18 @@ def main() -> int:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--shots", default="4")
     parser.add_argument("--seeds", default="1,2,3")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes, one thread each")
     parser.add_argument("settings", nargs="*", help="key=value for every method that trains")
     asked = parser.parse_args()
     suites = sorted(path.name for path in asked.data.iterdir() if path.is_dir())
     seeds = asked.seeds.split(",")
     asked.output.mkdir(parents=True, exist_ok=True)
     cells: list[Cell] = list(product(ROWS, suites, seeds))
-    with ThreadPoolExecutor(asked.jobs) as pool:
-        scores = dict(zip(cells, pool.map(lambda cell: score(asked, *cell), cells), strict=True))
+    # Threads are a run's own affair and recorded in it; one each, since several runs stand side by side.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with ProcessPoolExecutor(asked.jobs, mp_context=get_context("spawn")) as pool:
+        waiting = {cell: pool.submit(score, asked, *cell) for cell in cells}
+        scores = {cell: future.result() for cell, future in waiting.items()}
     for line in table(suites, seeds, scores):
         print(line)
     return 0
@@ -74,31 +82,38 @@ def main() -> int:
 
 def score(asked: argparse.Namespace, row: Row, suite: str, seed: str) -> float:
     """Percent on the test part, of a run that is trained unless it is there."""
+    import softcpt
+
     run = asked.output / f"{suite}-{row.slug}-{asked.shots}-{seed}"
     result = run.with_name(f"{run.name}.json")
     if not result.is_file():
+        backbone = backbone_of(asked.backbone)
         if not (run / "result.json").is_file():
-            options = {
-                "--method": row.method,
-                "--shots": asked.shots,
-                "--seed": seed,
-                "--backbone": asked.backbone,
-                "--output": str(run),
-            }
-            words = [word for option in options.items() for word in option]
-            extra = asked.settings if row.method != "zero-shot" else []
-            train = ["train", str(asked.data / suite), *words, "--overwrite", "--quiet"]
-            call([*train, *row.settings, *extra])
-        result.write_text(call(["evaluate", str(run), "--json"]))
-        print(run.name, json.loads(result.read_text())["score"], file=sys.stderr, flush=True)
+            keys = {"method": row.method, "shots": asked.shots, "seed": seed}
+            keys |= dict(setting.split("=", 1) for setting in row.settings)
+            if row.method != "zero-shot":
+                keys |= dict(setting.split("=", 1) for setting in asked.settings)
+            softcpt.train(suite_of(asked.data / suite), backbone, run, overwrite=True, overrides=keys)
+        evaluation = softcpt.evaluate(run, backbone=backbone).to_json()
+        result.write_text(json.dumps(evaluation, indent=1))
+        print(f"{run.name} {evaluation['score']:.1f}", file=sys.stderr, flush=True)
     return float(json.loads(result.read_text())["score"])
 
 
-def call(words: list[str]) -> str:
-    """What ``softcpt`` prints; one core each, since several run side by side."""
-    command = [sys.executable, "-m", "softcpt", *words]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE, env=environment).stdout
+@cache
+def backbone_of(name: str) -> Backbone:
+    """Loaded once in each process."""
+    import softcpt
+
+    return softcpt.load_backbone(name)
+
+
+@cache
+def suite_of(folder: Path) -> Suite:
+    """Read once in each process."""
+    import softcpt
+
+    return softcpt.load_suite(folder)
 
 
 def table(suites: list[str], seeds: list[str], scores: dict[Cell, float]) -> list[str]:

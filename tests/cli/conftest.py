@@ -1,4 +1,4 @@
-"""A drawn suite, a toy backbone and a finished run, made once for each worker; and the command line in-process."""
+"""A drawn suite, a toy backbone and a finished run, made once a worker; the command line in-process."""
 
 import io
 import shutil
@@ -55,11 +55,8 @@ def world(tmp_path_factory):
     backbone = write_toy_backbone(folder / "backbone")
     other = write_toy_backbone(folder / "other", seed=1)
     run = folder / "run"
-    code = main(
-        ["train", str(suite), "--backbone", str(backbone), "--output", str(run), "--quiet"]
-        + ["--shots", "2", "epochs=2", "views=2"]
-    )
-    assert code == 0
+    where = [str(suite), "--backbone", str(backbone), "--output", str(run)]
+    assert main(["train", *where, "--quiet", "--shots", "2", "epochs=2", "views=2"]) == 0
     return World(suite, backbone, other, run)
 
 

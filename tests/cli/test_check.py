@@ -29,7 +29,7 @@ def test_prompts_follow_the_settings(softcpt, world):
         "position=front",
         "task_text=name",
     )
-    assert "circle [3 learned]." in ended.out
+    assert "circle [3 learned] ." in ended.out
     assert "[4 learned] shape." in ended.out
 
 

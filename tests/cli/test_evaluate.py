@@ -3,6 +3,8 @@
 import csv
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -34,6 +36,13 @@ def test_json_is_exactly_one_object_with_percentages(softcpt, world):
     assert all(
         score * 12 / 100 == pytest.approx(round(score * 12 / 100)) for score in value["tasks"].values()
     )
+
+
+def test_nothing_but_the_object_reaches_stdout_in_a_process_of_its_own(world):
+    command = [sys.executable, "-m", "softcpt", "evaluate", str(world.run), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["suite"] == "drawn"
 
 
 def test_zero_shot_is_a_method_with_shots_0(softcpt, world, tmp_path):

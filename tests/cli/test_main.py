@@ -65,7 +65,7 @@ def test_version_is_the_package_s():
 
 def test_no_command_shows_the_help(capsys):
     assert door.main([]) == 0
-    assert "softcpt [OPTIONS] COMMAND" in capsys.readouterr().out
+    assert "Usage: softcpt [OPTIONS]" in capsys.readouterr().out
 
 
 def test_unknown_command_names_the_nearest(capsys):

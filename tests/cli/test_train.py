@@ -107,8 +107,8 @@ def test_a_suite_that_does_not_exist_exits_3(softcpt, world, tmp_path):
 
 
 def test_a_class_name_too_long_for_the_context_is_refused_by_place(softcpt, world, own_suite, tmp_path):
-    (own_suite / "suite.yaml").unlink()
-    (own_suite / "shape" / "circle").rename(own_suite / "shape" / ("very " * 80))
+    file = own_suite / "suite.yaml"
+    file.write_text(file.read_text().replace("circle: circle", f"circle: {'very ' * 70} round"))
     ended = softcpt("train", own_suite, "--backbone", world.backbone, "--output", tmp_path / "run")
     assert ended.code == 3
     assert 'task "shape"' in ended.err

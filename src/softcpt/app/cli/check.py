@@ -100,8 +100,8 @@ def _show_prompts(tasks: Sequence[TaskReport]) -> None:
 
 def _show_cost(cost: Cost) -> None:
     lines = [
-        f"training: {cost.steps:,} steps with {cost.prompts:,} class prompts each, {cost.views:,} views of images, "
-        f"{cost.n_learned:,} learned numbers",
+        f"training: {cost.steps:,} steps with {cost.prompts:,} class prompts each, "
+        f"{cost.views:,} views of images, {cost.n_learned:,} learned numbers",
         f"expected time: {clock(cost.train_s)} to train, {clock(cost.evaluate_s)} to evaluate "
         f"{cost.test_images:,} test images",
         f"expected memory: {cost.memory_bytes / 2**20:,.0f} MiB of weights and activations",

@@ -110,9 +110,10 @@ def _show(found: dict[str, Evaluation]) -> None:
 
 def _say_what_next(output: Path) -> None:
     chosen = shlex.quote(str(output / "runs" / METHODS[-1]))
+    images = shlex.quote(str(output / "suite" / TASKS[0]))
     click.echo(
-        "The backbone's weights are random: these figures show that the machinery works from images to scores,\n"
-        "not what a CLIP can do, nor which method is better.\n"
+        "The backbone's weights are random: these figures show that the machinery works from images to\n"
+        "scores, not what a CLIP can do, nor which method is better.\n"
         "\n"
         "On your own images, in folders my_suite/<task>/<class>/<image>, with a real backbone:\n"
         "  softcpt check    my_suite --backbone ViT-B-16/openai --shots 8\n"
@@ -120,5 +121,5 @@ def _say_what_next(output: Path) -> None:
         "  softcpt evaluate runs/first\n"
         "\n"
         "Or look at what was made here:\n"
-        f"  softcpt predict  {chosen} {shlex.quote(str(output / 'suite' / TASKS[0]))} --task {TASKS[0]} --top 1",
+        f"  softcpt predict  {chosen} {images} --task {TASKS[0]} --top 1"
     )

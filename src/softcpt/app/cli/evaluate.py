@@ -53,8 +53,8 @@ def evaluate(
 ) -> None:
     """Score RUN on the test images of its own suite, or on those of SUITE.
 
-    SUITE must have the same tasks and classes; only its test part is used, without images that RUN was trained
-    on.
+    SUITE must have the same tasks and classes. Only its test part is used, without images that RUN was
+    trained on.
     """
     if predictions is not None:
         _check_form(predictions)

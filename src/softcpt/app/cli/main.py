@@ -53,7 +53,10 @@ class LazyGroup(click.Group):
     cls=LazyGroup,
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-    epilog="First steps: softcpt demo. Exit codes: 0 done, 2 options, 3 data, 4 weights, 5 run folder, 70 a bug.",
+    epilog=(
+        "First steps: softcpt demo. "
+        "Exit codes: 0 done, 2 options, 3 data, 4 weights, 5 run folder, 70 a bug, 130 stopped."
+    ),
 )
 @click.version_option(__version__, prog_name="softcpt", message="%(prog)s %(version)s")
 @click.option("--debug", is_flag=True, help="Show Python's traceback with every error.")

@@ -15,7 +15,8 @@ Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 BACKBONE_FORMS = (
     'a model of open_clip as name/pretrained-tag ("ViT-B-16/openai"; softcpt backbones lists them), '
-    '"hf-hub:org/model", a folder with open_clip_config.json and weights, or a file of weights in OpenAI\'s names'
+    '"hf-hub:org/model", a folder with open_clip_config.json and weights, '
+    "or a file of weights in OpenAI's names"
 )
 
 
@@ -42,7 +43,7 @@ class Command(click.Command):
         for param in iter_params_for_processing(order, self.get_params(ctx)):
             try:
                 _, rest = param.handle_parse_result(ctx, given, rest)
-            except click.MissingParameter:
+            except click.MissingParameter:  # noqa: PERF203  only on the way to an error
                 faults.append(Fault(place_of(param), "is missing", _what_it_is(param) or see))
             except click.BadParameter as error:
                 faults.append(Fault(place_of(param), error.message, see))

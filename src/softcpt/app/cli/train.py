@@ -44,8 +44,8 @@ def train(
 ) -> None:
     """Train one method on all tasks of SUITE and write a run folder.
 
-    SUITE is a folder <task>/<class>/<image>, with or without a suite.yaml, or a CSV manifest. KEY=VALUE changes
-    a setting, such as epochs=20 or lr=0.01; softcpt methods lists the keys.
+    SUITE is a folder <task>/<class>/<image>, with or without a suite.yaml, or a CSV manifest. KEY=VALUE
+    changes a setting, such as epochs=20 or lr=0.01; softcpt methods lists the keys.
     """
     overrides = overrides_of(settings, pairs)
     from softcpt.engine.train import train as train_run

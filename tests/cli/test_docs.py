@@ -1,0 +1,78 @@
+"""The documentation: complete, and true when run."""
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+
+from softcpt.app.cli import demo
+from softcpt.app.cli.main import COMMANDS, cli
+from softcpt.app.cli.methods import _keys, _owners, _rows
+from softcpt.methods.registry import list_methods
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *DOCS.rglob("*.md")])
+
+
+def blocks(page, language):
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def anchors(page):
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_commands_page_describes_every_option_of_every_command():
+    page = (DOCS / "reference" / "commands.md").read_text()
+    for name in COMMANDS:
+        section = re.search(rf"^## `softcpt {name}\b.*?(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)
+        assert section, name
+        command = cli.get_command(click.Context(cli), name)
+        for param in command.params:
+            if isinstance(param, click.Option):
+                assert param.opts[0] in section.group(), f"softcpt {name} {param.opts[0]}"
+
+
+def test_keys_page_lists_every_method_and_key_with_its_default():
+    page = (DOCS / "reference" / "keys.md").read_text().splitlines()
+    known = list_methods()
+    keys = {method.key: _keys(method.key) for method in known}
+    wanted = [f"| `{method.key}` | {method.label}: {method.summary} |" for method in known]
+    wanted += [
+        f"| `{key}` | {default} | {about} | {_owners(owners, list(keys))} |"
+        for key, default, about, owners in _rows(keys)
+    ]
+    listed = [line for line in page if line.startswith("| `")]
+    assert listed == wanted
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_to_pages_and_headings_that_exist(page):
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        if "://" in target:
+            continue
+        file, _, heading = target.partition("#")
+        other = (page.parent / file).resolve() if file else page
+        assert other.exists(), target
+        if heading:
+            assert heading in anchors(other), target
+
+
+def test_tutorial_works_as_it_stands(softcpt, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demo, "IMAGES_PER_CLASS", 10)
+    monkeypatch.setattr(demo, "EPOCHS", 1)
+    page = DOCS / "tutorial.md"
+    lines = [line for block in blocks(page, "sh") for line in block.splitlines()]
+    commands = [shlex.split(line, comments=True) for line in lines if line.startswith("softcpt ")]
+    assert {words[1] for words in commands} >= {"demo", "check", "train", "evaluate", "predict"}
+    for words in commands:
+        told = words[1 : words.index(">")] if ">" in words else words[1:]
+        ended = softcpt(*told)
+        assert ended.code == 0, f"{words}\n{ended.err}"
+    [code] = blocks(page, "python")
+    exec(compile(code, str(page), "exec"), {})

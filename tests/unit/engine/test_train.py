@@ -1,0 +1,294 @@
+"""Runs on real files: what is written, what every option does, what is never touched."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from softcpt.core.errors import ConfigError, RunError, SoftCPTError, SuiteError
+from softcpt.data.drawn import draw_suite
+from softcpt.data.record import Record
+from softcpt.engine import loop
+from softcpt.engine.adapter import read_adapter
+from softcpt.engine.features import ImageFeatures
+from softcpt.engine.loop import ViewOrder
+from softcpt.engine.runs import FILES, LOCK, open_run
+from softcpt.engine.train import train
+
+
+def learned(run):
+    return torch.cat([tensor.flatten() for tensor in run.adapter.tensors.values()])
+
+
+def same(a, b):
+    return learned(a).shape == learned(b).shape and torch.equal(learned(a), learned(b))
+
+
+def steps(run):
+    return [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_folder_holds_what_it_says_and_no_pickle(finished):
+    assert {path.name for path in finished.iterdir()} == set(FILES) - {LOCK}
+    facts = json.loads((finished / "adapter.json").read_text())
+    assert {
+        "method",
+        "seed",
+        "tasks",
+        "backbone",
+        "settings",
+        "versions",
+        "samples",
+        "task_feature_norms",
+    } <= set(facts)
+    assert facts["settings"]["epochs"] == {"value": 2, "origin": "argument"}
+    assert facts["settings"]["momentum"]["origin"] == "default"
+    assert len(facts["samples"]["train"]) == 2 * sum(len(task["classes"]) for task in facts["tasks"])
+    assert all(len(entry["digest"]) == 64 for entry in facts["samples"]["train"])
+    assert set(facts["tensors"]) == {"task_context", "meta.proj"}
+    for path in finished.iterdir():
+        assert b"cnumpy" not in path.read_bytes()
+        assert not path.read_bytes().startswith((b"\x80", b"PK"))
+
+
+def test_metrics_hold_the_loss_and_the_rate_in_force_of_every_step(finished):
+    lines = steps(open_run(finished))
+    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
+    assert {line["learning_rate"] for line in lines if line["epoch"] == 0} == {1e-5}
+    assert {line["learning_rate"] for line in lines if line["epoch"] == 1} == {0.02}
+    assert all(line["loss"] > 0 for line in lines)
+
+
+def test_the_same_seed_gives_the_same_numbers_to_the_last_bit(quick):
+    assert same(quick(), quick())
+    assert not same(quick(), quick(seed=2))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("shots", 1), ("epochs", 3), ("lr", 0.01), ("batch_size", 5), ("momentum", 0.5), ("weight_decay", 0.1),
+        ("warmup_epochs", 0), ("warmup_lr", 1e-3), ("repeated_steps", 2), ("balance", "tasks"),
+        ("loss_weights", "log-classes"), ("loss_weights", "tasks"), ("loss_weights", "shape:5"), ("views", 1),
+        ("views", 0), ("precision", "bf16"), ("split", "all"), ("split_seed", 1), ("draw", "published"),
+        ("draw", "published-per-task"), ("recipe", "published"), ("context_length", 8), ("position", "front"),
+        ("position", "middle"), ("task_context_length", 2), ("task_text", "name"), ("task_position", "front"),
+        ("meta", "lowrank"), ("init_words", "a photo of"), ("seed", 3),
+    ],
+)  # fmt: skip
+def test_every_option_has_an_effect(quick, finished, key, value):
+    base = open_run(finished)
+    other = quick(**{key: value})
+    assert not same(base, other)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("class_context_length", 2), ("class_position", "front"), ("class_init_words", "an image"),
+        ("class_sampling", 0.3), ("freeze_class_context", True), ("meta", "linmean"), ("meta", "lincls"),
+    ],
+)  # fmt: skip
+def test_every_option_of_the_class_aware_variants_has_an_effect(quick, key, value):
+    assert not same(quick("softcpt-cata"), quick("softcpt-cata", **{key: value}))
+
+
+def test_the_rank_is_the_ranks(quick):
+    run = quick(meta="lowrank", rank=3)
+    assert run.adapter.tensors["meta.down"].shape[1] == 3
+    assert quick(meta="lowrank").adapter.tensors["meta.down"].shape[1] == 8
+
+
+def test_a_low_rank_run_differs_from_the_full_one_in_what_it_stores(quick):
+    assert set(quick(meta="lowrank").adapter.tensors) == {"task_context", "meta.down", "meta.up"}
+
+
+@pytest.mark.parametrize("method", ["coop-ca", "coop-cs"])
+def test_training_apart_leaves_a_task_alone_whatever_the_others(quick, toy, tmp_path, method):
+    """Adding tasks changes nothing about one that is trained on its own."""
+    alone = draw_suite(tmp_path / "suite", tasks=["colour"], images_per_class=12, size_px=32)
+    keys = {"shots": 2, "epochs": 2, "views": 2, "lr": 0.02, "batch_size": 8, "device": "cpu"}
+    one = train(alone, toy, tmp_path / "alone", method=method, **keys)
+    many = quick(method)
+    assert torch.equal(one.adapter.tensors["tasks.0.context"], many.adapter.tensors["tasks.1.context"])
+    joint = quick(f"{method}-joint")
+    assert "context" in joint.adapter.tensors
+
+
+def test_training_asks_for_drawn_images_only(quick, monkeypatch):
+    asked = set()
+    views = ImageFeatures.views
+
+    def spy(self, records, numbers, on_done=None):
+        asked.update(record.relative for record in records)
+        return views(self, records, numbers, on_done)
+
+    monkeypatch.setattr(ImageFeatures, "views", spy)
+    for method in ("softcpt-nata", "coop-ca"):
+        asked.clear()
+        run = quick(method, epochs="auto" if method == "coop-ca" else 2)
+        samples = run.adapter.facts["samples"]
+        drawn = {entry["image"] for part in ("train", "val") for entry in samples[part]}
+        test = {entry["image"] for entry in run.split["test"]}
+        assert asked
+        assert asked <= drawn
+        assert not drawn & test
+
+
+def test_another_seed_draws_other_shots_but_keeps_the_test_images(quick):
+    first, second = quick(), quick(seed=2)
+    assert first.split["test"] == second.split["test"]
+    assert first.adapter.facts["samples"]["train"] != second.adapter.facts["samples"]["train"]
+    other = quick(split_seed=5)
+    assert other.split["test"] != first.split["test"]
+
+
+def test_joint_batches_hold_several_tasks_and_separate_ones_are_named_by_task(quick, suite):
+    assert {line["part"] for line in steps(quick())} == {"all tasks"}
+    assert {line["part"] for line in steps(quick("coop-ca"))} == {task.name for task in suite.tasks}
+
+
+def test_epochs_auto_keeps_the_best_epoch_on_val(quick, monkeypatch):
+    scores = iter([0.1, 0.9, 0.2, 0.9] + [0.0] * 60)
+    kept = []
+
+    def suite_score(classifier, *_, **__):
+        kept.append([p.detach().clone() for p in classifier.parameters()])
+        return next(scores)
+
+    monkeypatch.setattr("softcpt.engine.train.suite_score", suite_score)
+    run = quick(epochs="auto")
+    assert run.result["epochs"] == {"all tasks": 2 + loop.PATIENCE_EPOCHS}
+    best = torch.cat([p.flatten() for p in kept[1]])
+    ours = torch.cat([run.adapter.tensors[name].flatten() for name in ("task_context", "meta.proj")])
+    assert torch.equal(ours, best)
+
+
+def test_views_cycle_through_a_permutation_that_the_seed_alone_chooses(drawn):
+    records = [Record(path, path.name, 0, 0) for path in sorted(drawn.glob("shape/*/*.png"))[:3]]
+    order = ViewOrder(records, 4, seed=1)
+    seen = [order.at(epoch, [0])[0] for epoch in range(8)]
+    assert sorted(seen[:4]) == [0, 1, 2, 3]
+    assert seen[4:] == seen[:4]
+    assert any(order.at(e, [0, 1, 2]) != ViewOrder(records, 4, seed=2).at(e, [0, 1, 2]) for e in range(4))
+    assert ViewOrder(records[1:], 4, seed=1).at(3, [0]) == order.at(3, [1])
+    assert set(ViewOrder(records, 0, seed=1).at(5, [0, 2])) == {-1}
+
+
+def test_class_sampling_with_the_published_recipe_adds_the_published_offset(quick):
+    run = quick("softcpt-cata", recipe="published", class_sampling=0.5)
+    assert run.adapter.settings.own.class_sampling_offset == 1e-6
+
+
+def test_weights_for_tasks_there_are_not_name_the_nearest(quick):
+    with pytest.raises(ConfigError, match='did you mean "shape"'):
+        quick(loss_weights="shapes:2")
+
+
+def test_fp16_without_cuda_and_devices_there_are_not_are_refused(quick):
+    with pytest.raises(ConfigError, match="fp16 needs CUDA"):
+        quick(precision="fp16")
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="this machine has no 'cuda'"):
+            quick(device="cuda")
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_leaves_it_unfinished(quick, tmp_path):
+    with pytest.raises(RunError, match="lower lr"):
+        quick(lr=1e30, warmup_epochs=0)
+    assert not (tmp_path / "run0" / "result.json").exists()
+    with pytest.raises(RunError, match="was not finished"):
+        open_run(tmp_path / "run0")
+
+
+def test_faults_of_options_suite_and_output_come_out_together(own_suite, own_run, toy):
+    (own_suite / "shape" / "circle").rename(own_suite / "gone")
+    with pytest.raises(SoftCPTError) as caught:
+        train(own_suite, toy, own_run, epoch=3)
+    text = str(caught.value)
+    assert "epoch" in text
+    assert "circle" in text
+    assert "holds a finished run" in text
+
+
+def test_a_run_is_not_overwritten_unless_asked_and_strangers_files_never(own_run, suite, toy, tmp_path):
+    before = {path.name: path.read_bytes() for path in own_run.iterdir()}
+    with pytest.raises(RunError, match="finished run"):
+        train(suite, toy, own_run, epochs=1, shots=1, views=1)
+    assert {path.name: path.read_bytes() for path in own_run.iterdir()} == before
+    run = train(suite, toy, own_run, epochs=1, shots=1, views=1, overwrite=True)
+    assert run.result["shots"] == 1
+    strange = tmp_path / "papers"
+    strange.mkdir()
+    (strange / "thesis.txt").write_text("years")
+    with pytest.raises(RunError, match="not a run's"):
+        train(suite, toy, strange, epochs=1, overwrite=True)
+    assert (strange / "thesis.txt").read_text() == "years"
+
+
+def test_a_backbone_must_be_named(suite, tmp_path):
+    with pytest.raises(ConfigError, match="ViT-B-16/openai"):
+        train(suite, None, tmp_path / "run")
+
+
+def test_a_name_that_does_not_fit_is_a_fault_with_its_place(own_suite, toy, tmp_path):
+    (own_suite / "suite.yaml").unlink()
+    (own_suite / "shape" / "circle").rename(own_suite / "shape" / ("round " * 40).strip())
+    with pytest.raises(SuiteError, match=r'task "shape", class "round.*shorten the name') as caught:
+        train(own_suite, toy, tmp_path / "run")
+    assert len(caught.value.faults) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_class_without_a_training_image_is_a_fault(own_suite, toy, tmp_path):
+    for part in ("train", "test"):
+        for path in sorted(own_suite.glob("shape/*/*.png")):
+            target = tmp_path / "given" / part / path.relative_to(own_suite)
+            lonely = part == "train" and path.parent.name == "circle"
+            if not lonely and (int(path.stem) % 2 == 0) == (part == "train"):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(path.read_bytes())
+    with pytest.raises(SuiteError, match="no image to train on|circle"):
+        train(tmp_path / "given", toy, tmp_path / "run", shots=1, epochs=1)
+
+
+def test_a_truncated_image_is_a_fault_by_path_or_left_out_when_asked(own_suite, toy, tmp_path):
+    bad = sorted(own_suite.glob("colour/*/*.png"))[3]
+    bad.write_bytes(bad.read_bytes()[:100])
+    with pytest.raises(SuiteError) as caught:
+        train(own_suite, toy, tmp_path / "run", shots=1, epochs=1)
+    assert bad.relative_to(own_suite).as_posix() in str(caught.value)
+    run = train(own_suite, toy, tmp_path / "run", shots=1, epochs=1, views=1, skip_bad_images=True)
+    listed = {entry["image"] for entry in run.split["test"]}
+    assert bad.relative_to(own_suite).as_posix() not in listed
+    assert any(bad.name in note for note in run.split["notes"])
+
+
+def test_fewer_images_than_shots_are_all_taken_and_said(quick):
+    run = quick(shots=100)
+    train_entries = run.adapter.facts["samples"]["train"]
+    assert len(train_entries) == len({entry["image"] for entry in train_entries})
+    assert any("100" in note or "fewer" in note for note in run.split["notes"])
+
+
+def test_zero_shot_is_a_run_without_anything_learned(quick):
+    run = quick("zero-shot")
+    assert run.adapter.tensors == {}
+    assert run.result["shots"] == 0
+    assert read_adapter(run.path).settings.train is None
+
+
+def test_progress_tells_loss_rate_and_time_left(quick):
+    told = []
+    run = quick(on_progress=told.append)
+    assert [p.done for p in told] == list(range(1, len(steps(run)) + 1))
+    assert told[-1].done == told[-1].total
+    assert told[-1].time_left_s == pytest.approx(0)
+    assert told[0].loss > 0
+    assert told[0].images_per_s > 0
+
+
+def test_a_configuration_file_repeats_a_run_exactly(finished, suite, toy, tmp_path):
+    again = train(suite, toy, tmp_path / "again", config=Path(finished) / "config.json")
+    assert same(open_run(finished), again)
