@@ -56,7 +56,7 @@ demo: $(STAMP) ## install, then train and compare three methods on drawn images
 	@$(BIN)/softcpt demo
 
 # The graphics libraries that PyTorch brings along are pinned by PyTorch itself and left out.
-constraints: $(STAMP) ## write constraints.txt anew for changed dependencies (UPGRADE=1: with newer versions)
+constraints: $(STAMP) ## write constraints.txt anew, with uv on the path (UPGRADE=1: newer versions)
 	@{ sed -n '/^#/p' constraints.txt; \
 	  echo 'hatchling' | uv pip compile --quiet --universal --python-version 3.10 --extra dev --no-annotate --no-header \
 	    $(if $(UPGRADE),,--constraints constraints.txt) pyproject.toml - \

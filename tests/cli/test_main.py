@@ -80,6 +80,11 @@ def test_unknown_option_names_the_nearest(capsys):
     assert "--output" in capsys.readouterr().err
 
 
+def test_debug_behind_the_command_is_told_its_place(capsys):
+    assert door.main(["train", "--debug"]) == 2
+    assert "before the command" in capsys.readouterr().err
+
+
 def test_all_missing_arguments_are_named_at_once(capsys):
     assert door.main(["train"]) == 2
     said = capsys.readouterr().err

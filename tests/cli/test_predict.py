@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 
 import pytest
 
@@ -132,3 +133,12 @@ def test_an_unknown_task_is_refused_with_the_nearest(softcpt, world, image):
     assert ended.code == 2
     assert ended.out == ""
     assert '"shape"' in ended.err
+
+
+def test_a_file_name_that_is_not_utf_8_is_written_with_a_mark_in_its_place(softcpt, world, image, tmp_path):
+    odd = os.fsencode(tmp_path) + b"/odd\xff.png"
+    with open(odd, "wb") as file:  # noqa: PTH123  pathlib knows no bytes
+        file.write(image.read_bytes())
+    ended = softcpt("predict", world.run, tmp_path, "--task", "shape", "--json")
+    assert ended.code == 0
+    assert json.loads(ended.out)[0]["image"].endswith("odd\ufffd.png")

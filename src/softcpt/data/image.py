@@ -67,17 +67,17 @@ _BROKEN: Final = (
 )
 
 
-def open_image(source: Path | bytes) -> Image.Image:
+def open_image(source: Path | bytes | Image.Image) -> Image.Image:
     """The picture in RGB, upright, decoded to its end.
 
     Args:
-        source: a file, or the bytes of one.
+        source: a file, the bytes of one, or a picture that PIL has already opened.
 
     Raises:
         ImageError: not a picture of a known format, truncated, or too large.
     """
     with _pil_is_quiet():
-        picture = _decoded(source)
+        picture = source if isinstance(source, Image.Image) else _decoded(source)
         try:
             return _rgb(_upright(picture), source)
         except _BROKEN as error:
@@ -243,7 +243,7 @@ def _upright(picture: Image.Image) -> Image.Image:
     return picture if turn is None else picture.transpose(turn)
 
 
-def _rgb(picture: Image.Image, source: Path | bytes) -> Image.Image:
+def _rgb(picture: Image.Image, source: Path | bytes | Image.Image) -> Image.Image:
     if picture.mode.startswith("I"):
         low, high = picture.getextrema()
         if not isinstance(low, int | float) or low < 0 or not isinstance(high, int | float) or high > 65535:
@@ -260,8 +260,8 @@ def _rgb(picture: Image.Image, source: Path | bytes) -> Image.Image:
     return picture.convert("RGB")
 
 
-def _fault(source: Path | bytes, what: str, fix: str) -> ImageError:
-    where = "the given bytes" if isinstance(source, bytes) else str(source)
+def _fault(source: Path | bytes | Image.Image, what: str, fix: str) -> ImageError:
+    where = str(source) if isinstance(source, Path) else "the given picture"
     return ImageError(Fault(where, what, fix), about="an image")
 
 

@@ -124,11 +124,8 @@ class Predictor:
 
     def _pixels(self, source: Source) -> Tensor | str:
         try:
-            if isinstance(source, Image):
-                return centre_pixels(source.convert("RGB"), self.backbone.pixels)
-            return centre_pixels(
-                open_image(source if isinstance(source, bytes) else Path(source)), self.backbone.pixels
-            )
+            image = open_image(Path(source) if isinstance(source, str) else source)
+            return centre_pixels(image, self.backbone.pixels)
         except ImageError as error:
             return error.faults[0].what
 

@@ -23,7 +23,7 @@ from softcpt.engine.loop import OnProgress, Progress
 from softcpt.engine.metrics import class_recalls, mean_class_accuracy, overall_accuracy
 from softcpt.engine.runs import Run, open_run
 from softcpt.engine.train import resolve_device
-from softcpt.methods.base import Classifier
+from softcpt.methods.base import Scorer
 from softcpt.methods.zero_shot import ZeroShot
 
 
@@ -176,13 +176,13 @@ def evaluate(
     features = ImageFeatures(model, run.adapter.settings.encoder.precision)
     told = _teller(on_progress, len(records))
     centres = features.centres(records, told)
-    baseline = ZeroShot(problem_of(tasks, model))
+    score, guess = classifier.scorer(), ZeroShot(problem_of(tasks, model)).scorer()
     scores, predictions = [], []
     for t, task in enumerate(tasks):
         rows = [i for i, record in enumerate(records) if record.task == t]
         own = [records[i] for i in rows]
-        probabilities = class_probabilities(classifier, centres[rows], t)
-        guesses = class_probabilities(baseline, centres[rows], t).argmax(1)
+        probabilities = class_probabilities(score, centres[rows], t)
+        guesses = class_probabilities(guess, centres[rows], t).argmax(1)
         scores.append(_task_scores(task, own, probabilities.argmax(1), guesses))
         predictions += _scored(task, own, probabilities)
         if not own:
@@ -205,12 +205,10 @@ def evaluate(
     )
 
 
-def class_probabilities(classifier: Classifier, features: torch.Tensor, task: int) -> np.ndarray:
-    """Softmax over one task's classes [n, C]; equal scores are decided for the first class."""
-    if not len(features):
-        return np.zeros((0, len(classifier.problem.tasks[task].classes)))
+def class_probabilities(score: Scorer, features: torch.Tensor, task: int) -> np.ndarray:
+    """Softmax over one task's classes [n, C]."""
     with torch.no_grad():
-        probabilities: np.ndarray = classifier.scorer()(features, task).softmax(1).cpu().numpy()
+        probabilities: np.ndarray = score(features, task).softmax(1).cpu().numpy()
     return probabilities
 
 

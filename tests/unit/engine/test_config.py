@@ -62,8 +62,10 @@ def test_a_runs_own_configuration_repeats_it(tmp_path):
 
 @pytest.mark.parametrize(
     ("method", "steps"),
-    [("softcpt-nata", 3), ("softcpt-nats", 3), ("softcpt-cata", 4), ("softcpt-csts", 4)]
-    + [("coop-mt", 1), ("coop-ca-joint", 1), ("coop-cs-joint", 1)],
+    [
+        *[("softcpt-nata", 3), ("softcpt-nats", 3), ("softcpt-cata", 4), ("softcpt-csts", 4)],
+        *[("coop-mt", 1), ("coop-ca-joint", 1), ("coop-cs-joint", 1)],
+    ],
 )
 def test_the_published_recipe_repeats_steps_as_often_as_the_published_code(method, steps):
     settings = resolve({"method": method, "recipe": "published"})

@@ -64,7 +64,7 @@ def test_zero_shot_beside_a_run_is_what_a_zero_shot_run_scores(quick, scored):
 
 
 def test_another_suite_with_the_same_tasks_in_another_order_is_scored_by_name(own_run, own_suite):
-    """Order of tasks and classes is the suite's own affair; its test part is drawn by the run's split seed."""
+    """Tasks are matched by name, whatever their order; the run's split seed draws the test part."""
     text = (own_suite / "suite.yaml").read_text()
     assert text.index("shape") < text.index("number")
     (own_suite / "suite.yaml").unlink()
@@ -203,6 +203,22 @@ def test_the_predictor_takes_files_bytes_and_pictures_and_reports_bad_ones(finis
     assert [r.predictions for r in rows[:n_tasks]] == [r.predictions for r in rows[2 * n_tasks : 3 * n_tasks]]
     assert all(len(r.predictions) == 2 for r in rows[: 3 * n_tasks])
     assert all(r.fault and not r.predictions for r in rows[3 * n_tasks :])
+
+
+def test_an_opened_picture_goes_through_the_same_image_rule_as_its_file(finished, tmp_path):
+    """Alpha is put on white, the orientation applied: a picture in memory is no exception."""
+    path = tmp_path / "clear.png"
+    pixels = np.zeros((40, 30, 4), dtype=np.uint8)
+    pixels[:10, :, 3] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(path, exif=exif)
+    predictor = Predictor(finished)
+    (from_file,) = predictor.predict(path, tasks=["shape"])
+    (from_memory,) = predictor.predict(Image.open(path), tasks=["shape"])
+    (plain,) = predictor.predict(Image.open(path).convert("RGB"), tasks=["shape"])
+    assert from_file.predictions == from_memory.predictions
+    assert from_file.predictions != plain.predictions
 
 
 def test_unknown_tasks_name_the_nearest(finished):

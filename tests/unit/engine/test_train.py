@@ -68,8 +68,9 @@ def test_the_same_seed_gives_the_same_numbers_to_the_last_bit(quick):
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("shots", 1), ("epochs", 3), ("lr", 0.01), ("batch_size", 5), ("momentum", 0.5), ("weight_decay", 0.1),
-        ("warmup_epochs", 0), ("warmup_lr", 1e-3), ("repeated_steps", 2), ("balance", "tasks"),
+        ("shots", 1), ("epochs", 3), ("lr", 0.01), ("batch_size", 5), ("momentum", 0.5),
+        ("weight_decay", 0.1), ("warmup_epochs", 0), ("warmup_lr", 1e-3), ("repeated_steps", 2),
+        ("balance", "tasks"),
         ("loss_weights", "log-classes"), ("loss_weights", "tasks"), ("loss_weights", "shape:5"), ("views", 1),
         ("views", 0), ("precision", "bf16"), ("split", "all"), ("split_seed", 1), ("draw", "published"),
         ("draw", "published-per-task"), ("recipe", "published"), ("context_length", 8), ("position", "front"),
@@ -249,7 +250,7 @@ def test_a_class_without_a_training_image_is_a_fault(own_suite, toy, tmp_path):
             if not lonely and (int(path.stem) % 2 == 0) == (part == "train"):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(path.read_bytes())
-    with pytest.raises(SuiteError, match="no image to train on|circle"):
+    with pytest.raises(SuiteError, match=r"circle.*no image to train on"):
         train(tmp_path / "given", toy, tmp_path / "run", shots=1, epochs=1)
 
 

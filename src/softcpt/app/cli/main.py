@@ -142,6 +142,8 @@ def _fault_of(error: click.ClickException) -> Fault:
     context = getattr(error, "ctx", None)
     fix = f"see {context.command_path} --help" if context else "see softcpt --help"
     if isinstance(error, click.NoSuchOption):
+        if error.option_name == "--debug":
+            return Fault("--debug", "stands before the command", "softcpt --debug train ...")
         near = error.possibilities
         return Fault(
             error.option_name,

@@ -89,7 +89,7 @@ def _predict_all(
 
 
 class _Counted:
-    """Predictions passed on one by one, and how many of them are good or hold a fault."""
+    """Predictions passed on one by one, fit to be written, and how many are good or hold a fault."""
 
     def __init__(self, predictions: Iterable[Prediction]) -> None:
         self._predictions = predictions
@@ -102,7 +102,12 @@ class _Counted:
                 self.good += 1
             else:
                 self.bad += 1
-            yield prediction
+            yield replace(prediction, image=_writable(prediction.image))
+
+
+def _writable(name: str) -> str:
+    """A file name with what is no UTF-8 in it replaced; such bytes could not be written out."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _as_json(row: Prediction) -> dict[str, object]:
