@@ -151,9 +151,17 @@ def test_interrupt_exits_130(raising, capsys):
 
 
 def test_a_reader_that_leaves_is_no_error():
-    command = f"{sys.executable} -m softcpt methods | head -n 1; exit ${{PIPESTATUS[0]}}"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
+    code = (
+        "import os, sys\n"
+        "from softcpt.app.cli.main import run\n"
+        "reader, writer = os.pipe()\n"
+        "os.close(reader)\n"
+        "os.dup2(writer, 1)\n"
+        "run(['--help'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stderr == ""
+    assert done.returncode == 1
 
 
 def test_installed_script_is_this_door():

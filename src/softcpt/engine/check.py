@@ -202,8 +202,8 @@ def measure(suite: Suite, plan: Plan, backbone: Backbone, classifier: Classifier
         test_images=len(samples.test),
         prompts=n_names,
         n_learned=sum(t.numel() for t in classifier.learned().values()),
-        train_s=round(train_s, 1),
-        evaluate_s=round(len(samples.test) * image_s, 1),
+        train_s=round(train_s, 3),
+    XX,
         memory_bytes=int(weights + activations),
         measured_on=f"{backbone.description}; {backbone.device}, {torch.get_num_threads()} threads",
     )

@@ -112,8 +112,12 @@ def open_output(folder: Path, *, overwrite: bool) -> Iterator[Path]:
         RunError: as :func:`check_output`, or another process is writing to it.
     """
     check_output(folder, overwrite=overwrite)
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("a") as lock:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / LOCK).open("a")
+    except OSError as error:
+        raise _refusal(folder, f"cannot be written: {error.strerror}", "name a folder of your own") from error
+    with lock:
         if not _lock(lock.fileno()):
             raise _refusal(folder, "another run is being written to it", "wait, or name another folder")
         for name in FILES:

@@ -23,9 +23,14 @@ def test_demo_compares_the_methods_says_what_it_is_and_what_comes_next(softcpt, 
     for command in ("softcpt check", "softcpt train", "softcpt evaluate", "softcpt predict"):
         assert command in ended.out
     assert softcpt("evaluate", folder / "runs" / "softcpt-nata").code == 0
+
+
+def test_an_earlier_demo_is_replaced(tmp_path):
+    folder = tmp_path / "demo"
+    demo._make_folder(folder)
     (folder / "left over").write_text("of an earlier demo")
-    assert softcpt("demo", "--output", folder).code == 0
-    assert not (folder / "left over").exists()
+    demo._make_folder(folder)
+    assert [entry.name for entry in folder.iterdir()] == [demo.MARK]
 
 
 def test_demo_never_replaces_what_it_did_not_make(softcpt, tmp_path):
