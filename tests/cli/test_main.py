@@ -9,6 +9,7 @@ import pytest
 
 from softcpt import __version__
 from softcpt.app.cli import main as door
+from softcpt.app.cli.show import MOST_NOTES, show_notes
 from softcpt.core.errors import AdapterError, ConfigError, Fault, RunError, SuiteError
 
 
@@ -167,3 +168,10 @@ def test_a_reader_that_leaves_is_no_error():
 def test_installed_script_is_this_door():
     [script] = entry_points(group="console_scripts", name="softcpt")
     assert script.load() is door.run
+
+
+def test_of_many_notes_the_first_are_shown_and_the_rest_counted(capsys):
+    show_notes([f"class {i}" for i in range(MOST_NOTES + 5)], all_in="log.txt")
+    said = capsys.readouterr().err
+    assert said.count("note: ") == MOST_NOTES
+    assert "5 more notes, all of them in log.txt" in said

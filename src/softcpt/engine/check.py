@@ -203,7 +203,7 @@ def measure(suite: Suite, plan: Plan, backbone: Backbone, classifier: Classifier
         prompts=n_names,
         n_learned=sum(t.numel() for t in classifier.learned().values()),
         train_s=round(train_s, 3),
-    XX,
+        evaluate_s=round(len(samples.test) * image_s, 3),
         memory_bytes=int(weights + activations),
         measured_on=f"{backbone.description}; {backbone.device}, {torch.get_num_threads()} threads",
     )

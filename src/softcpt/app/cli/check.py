@@ -63,7 +63,7 @@ def check(
     _show_counts(report)
     _show_prompts(report.tasks)
     _show_cost(report.cost)
-    show_notes(report.notes)
+    show_notes(report.notes, all_in="the output of --json")
 
 
 def _show_counts(report: Report) -> None:

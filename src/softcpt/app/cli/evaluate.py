@@ -75,7 +75,7 @@ def evaluate(
         click.echo(json.dumps(evaluation.to_json(), indent=1, ensure_ascii=False, allow_nan=False))
         return
     _show(evaluation)
-    show_notes(evaluation.notes)
+    show_notes(evaluation.notes, all_in="the output of --json")
 
 
 def _show(evaluation: Evaluation) -> None:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 # Where no terminal sets a width, lines may be long, so that a log or a pipe gets each row whole.
 _PIPE_WIDTH = 1000
 
+MOST_NOTES = 12
+"""A suite can have a note for each of hundreds of classes."""
+
 
 def talk() -> Console:
     """The console for progress, notes and errors."""
@@ -51,13 +54,20 @@ def show_faults(headline: str, faults: Sequence[Fault]) -> None:
     _print_trimmed(console, table)
 
 
-def show_notes(notes: Sequence[str]) -> None:
-    """Things a reader of the results should know, one line each, on stderr."""
+def show_notes(notes: Sequence[str], *, all_in: str) -> None:
+    """Things a reader of the results should know, one line each, on stderr.
+
+    Args:
+        notes: all of them; of many only the first are shown.
+        all_in: where the others can be read.
+    """
     from rich.text import Text
 
     console = talk()
-    for note in notes:
+    for note in notes[:MOST_NOTES]:
         console.print(Text.assemble(("note: ", "yellow"), note), soft_wrap=True)
+    if len(notes) > MOST_NOTES:
+        say(f"and {len(notes) - MOST_NOTES} more notes, all of them in {all_in}", style="yellow")
 
 
 def new_table(*columns: str, numbers: Sequence[str] = (), title: str | None = None) -> Table:

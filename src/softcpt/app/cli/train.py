@@ -62,7 +62,7 @@ def train(
             overrides=overrides,
         )
     if not quiet:
-        show_notes(run.split["notes"])
+        show_notes(run.split["notes"], all_in=str(run.path / "log.txt"))
         place = shlex.quote(str(run.path))
         say(
             f"done in {clock(run.result['seconds'])}; next:\n"
