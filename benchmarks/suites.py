@@ -45,8 +45,8 @@ ROWS = (
     Row("CoOp-CA, joint", "coop-ca-joint"),
     Row("CoOp-MT", "coop-mt"),
     Row("SoftCPT-NATA, task descriptions", "softcpt-nata", ("task_text=description",)),
-    Row("SoftCPT-NATA, task names", "softcpt-nata", ("task_text=name",)),
     Row("SoftCPT-CATA, task descriptions", "softcpt-cata", ("task_text=description",)),
+    Row("SoftCPT-NATA, task names", "softcpt-nata", ("task_text=name",)),
     Row("SoftCPT-CATA, task names", "softcpt-cata", ("task_text=name",)),
 )
 

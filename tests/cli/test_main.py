@@ -145,6 +145,18 @@ def test_any_other_error_is_called_a_bug_and_says_how_to_report_it(raising, caps
     assert "Traceback" not in said
 
 
+@pytest.mark.parametrize(
+    "error",
+    [PermissionError(13, "Permission denied", "/somewhere/run"), OSError(28, "No space left"), MemoryError()],
+)
+def test_what_the_machine_refuses_is_no_bug(raising, capsys, error):
+    raising(error)
+    assert door.main(["methods"]) == 74
+    said = capsys.readouterr().err
+    assert "bug" not in said
+    assert str(error.filename if getattr(error, "filename", None) else "") in said
+
+
 def test_interrupt_exits_130(raising, capsys):
     raising(KeyboardInterrupt())
     assert door.main(["methods"]) == 130

@@ -1,4 +1,4 @@
-"""The main job on real photographs and a trained backbone, where the shared folder lies beside the checkout."""
+"""The main job on real photographs with a trained backbone, where the shared folder is there."""
 
 from pathlib import Path
 

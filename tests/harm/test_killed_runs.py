@@ -45,7 +45,7 @@ def test_a_killed_run_is_unfinished_and_can_be_started_again(drawn, toy, tmp_pat
         process.wait()
     with pytest.raises(RunError, match="not finished"):
         open_run(output)
-    with pytest.raises(RunError, match="unfinished run.*--overwrite"):
+    with pytest.raises(RunError, match=r"unfinished run.*--overwrite"):
         train(drawn, toy, output, epochs=1, shots=1, views=1)
     run = train(drawn, toy, output, epochs=1, shots=1, views=1, overwrite=True)
     assert 0 <= evaluate(run).score <= 1

@@ -262,17 +262,14 @@ def resolve(
 
     faults = _recipe_faults(recipe, method, merged)
     faults += [_key_fault(key, method) for key in merged if key not in keys]
-    if faults:
-        raise ConfigError(faults, about="the options")
-    for key, value in read_recipe(recipe).items():
+    from_recipe = {} if faults else read_recipe(recipe)
+    for key, value in from_recipe.items():
         if key in keys and key not in merged:
             merged[key], origins[key] = value, f"recipe {recipe}"
     if merged.get("repeated_steps") == "published":
         if method.published_steps is None:
-            raise ConfigError(
-                Fault("repeated_steps", f"no joint code of {method.label} was published", "give a number"),
-                about="the options",
-            )
+            what = f"no code of {method.label} was published that trains all tasks in one run"
+            faults.append(Fault("repeated_steps", what, "give a number"))
         merged["repeated_steps"] = _published_steps(method, merged)
 
     read = _Reader(merged, keys)
@@ -284,9 +281,11 @@ def resolve(
         own=read.model(method.config),
         origins={key: origins.get(key, "default") for key in keys},
     )
-    if read.faults:
-        raise ConfigError(read.faults, about="the options")
-    _refuse_without_effect(method, settings.train)
+    named = {fault.where for fault in faults}
+    faults += [fault for fault in read.faults if fault.where not in named]
+    faults = faults or _idle_faults(settings, from_recipe)
+    if faults:
+        raise ConfigError(faults, about="the options")
     return settings
 
 
@@ -308,14 +307,33 @@ class _Reader:
             return kind.model_construct()  # never used: the faults are raised
 
 
-def _refuse_without_effect(method: Method, train: TrainConfig | None) -> None:
-    if not method.separate or train is None:
-        return
-    idle = [key for key in ("balance", "loss_weights") if getattr(train, key) != "none"]
-    if idle:
-        why = f"{method.key} trains each task on its own, so it would have no effect"
+def _idle_faults(settings: Settings, from_recipe: Mapping[str, Any]) -> list[Fault]:
+    """Values that were asked for and would change nothing beside the others."""
+    method = settings.method
+    faults: list[Fault] = []
+    train, own = settings.train, settings.own
+    if train is not None and method.separate:
+        why = f"{method.key} trains each task on its own"
         fix = f"leave it out, or use {method.key}-joint"
-        raise ConfigError([Fault(key, why, fix) for key in idle], about="the options")
+        idle = [key for key in ("balance", "loss_weights") if getattr(train, key) != "none"]
+        faults += [Fault(key, f"{why}, so it would have no effect", fix) for key in idle]
+    pairs: list[tuple[BaseModel, str, tuple[str, ...]]] = []
+    if train is not None:
+        pairs.append((train, "warmup_epochs", ("warmup_lr",)))
+    values = own.model_dump()
+    if not values.get("init_words"):
+        pairs.append((own, "task_context_length", ("task_position",)))
+    if not values.get("class_init_words"):
+        pairs.append((own, "class_context_length", ("class_position", "freeze_class_context")))
+    pairs.append((own, "class_sampling", ("class_sampling_offset",)))
+    for model, switch, keys in pairs:
+        fields = type(model).model_fields
+        if switch not in fields or getattr(model, switch) != 0:
+            continue
+        for key in keys:
+            if getattr(model, key) not in (fields[key].default, from_recipe.get(key)):
+                faults.append(Fault(key, f"with {switch}=0 it would have no effect", "leave one of them out"))
+    return faults
 
 
 def _published_steps(method: Method, merged: Mapping[str, Any]) -> int:

@@ -96,6 +96,28 @@ def test_every_fault_comes_out_at_once_with_the_nearest_name():
     assert set(bad) >= {"epochs", "shots", "lr", "views", "precision", "rank"}
 
 
+def test_an_unknown_key_does_not_hide_a_bad_value():
+    assert set(faults_of({"epoch": "3", "shots": "x"})) == {"epoch", "shots"}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "switch"),
+    [
+        ("warmup_lr", "0.1", "warmup_epochs"),
+        ("task_position", "front", "task_context_length"),
+        ("class_position", "middle", "class_context_length"),
+        ("freeze_class_context", "true", "class_context_length"),
+        ("class_sampling_offset", "0.1", "class_sampling"),
+    ],
+)
+def test_a_value_that_another_makes_idle_is_refused(key, value, switch):
+    given = {"method": "softcpt-cata", key: value}
+    assert switch in faults_of({**given, switch: "0"})[key].what
+    assert resolve({**given, switch: "1"})
+    assert resolve({"method": "softcpt-cata", switch: "0"})
+    assert resolve({"method": "softcpt-cata", switch: "0", "recipe": "published"})
+
+
 def test_unknown_methods_and_recipes_name_the_nearest():
     assert "softcpt-nata" in faults_of({"method": "nata"})["method"].fix
     assert "published" in faults_of({"recipe": "publised"})["recipe"].fix

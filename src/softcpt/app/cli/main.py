@@ -15,12 +15,13 @@ import click
 
 from softcpt._version import __version__
 from softcpt.app.cli.show import say, show_faults
-from softcpt.core.errors import Fault, SoftCPTError, nearest
+from softcpt.core.errors import ConfigError, Fault, SoftCPTError, nearest
 
 COMMANDS = ("check", "train", "evaluate", "predict", "methods", "backbones", "demo")
 """Each is the function of the same name in the module of the same name beside this file."""
 
 _BUG = 70  # EX_SOFTWARE of sysexits.h
+_MACHINE = 74  # EX_IOERR, likewise
 _INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 
@@ -54,8 +55,8 @@ class LazyGroup(click.Group):
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog=(
-        "First steps: softcpt demo. "
-        "Exit codes: 0 done, 2 options, 3 data, 4 weights, 5 run folder, 70 a bug, 130 stopped."
+        "First steps: softcpt demo. Exit codes: 0 done, 2 options, 3 data, 4 weights, 5 run folder, "
+        "70 a bug, 74 disk or memory, 130 stopped."
     ),
 )
 @click.version_option(__version__, prog_name="softcpt", message="%(prog)s %(version)s")
@@ -98,6 +99,10 @@ def main(arguments: Sequence[str]) -> int:
         return 1
     except Exception as error:
         _show_traceback(debug)
+        fault = _fault_of_machine(error)
+        if fault is not None:
+            show_faults("1 fault of this machine", [fault])
+            return _MACHINE
         _show_bug(error, debug=debug)
         return _BUG
 
@@ -119,6 +124,18 @@ def _show_traceback(debug: bool) -> None:
         traceback.print_exc()
 
 
+def _fault_of_machine(error: Exception) -> Fault | None:
+    """What disk, permissions or memory refused, or None where the error is none of theirs."""
+    if isinstance(error, OSError) and error.errno is not None:
+        place = str(error.filename) if error.filename else "disk"
+        return Fault(place, error.strerror or str(error), "check permissions and free space")
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return Fault(
+            "memory", "not enough of it", "lower batch_size, or use class_sampling where there is one"
+        )
+    return None
+
+
 def _show_bug(error: Exception, *, debug: bool) -> None:
     import platform
 
@@ -132,8 +149,6 @@ def _show_bug(error: Exception, *, debug: bool) -> None:
 
 
 def _usage_error(fault: Fault) -> SoftCPTError:
-    from softcpt.core.errors import ConfigError
-
     return ConfigError(fault, about="the command line")
 
 
