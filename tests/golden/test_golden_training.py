@@ -6,6 +6,7 @@ import pytest
 import torch
 from reference import (
     assert_close,
+    backbone,
     build,
     golden_folder,
     images,
@@ -16,6 +17,8 @@ from reference import (
 )
 from safetensors.torch import load_file
 
+from softcpt.engine import loop
+from softcpt.engine.config import TrainConfig
 from softcpt.engine.optim import build_optimizer, learning_rate, set_learning_rate, take_step
 
 SCHEDULES = read_json("schedules.json")
@@ -89,3 +92,75 @@ def test_repeated_steps_differ_from_plain_ones_where_the_published_code_repeats(
         tensors = load_file(golden_folder() / "trajectories" / f"{name}.safetensors")
         plain, repeated = under(tensors, "end.plain."), under(tensors, "end.repeated.")
         assert any(not torch.allclose(plain[k], repeated[k], rtol=1e-3) for k in plain)
+
+
+class GivenFeatures:
+    """Image features by row, in the place of decoded and encoded images."""
+
+    precision = "fp32"
+
+    def __init__(self, backbone, features):
+        self.backbone, self.features = backbone, features
+
+    def views(self, rows, views):
+        return self.features[list(rows)]
+
+
+class EnoughError(Exception):
+    """The reference has no more steps."""
+
+
+@pytest.mark.parametrize(("name", "mode"), RUNS)
+def test_the_training_loop_itself_takes_the_published_steps(name, mode, monkeypatch):
+    folder, run = golden_folder(), TRAJECTORIES["runs"][name]
+    expected, optim = run[mode], run["optim"]
+    if optim.get("WARMUP_TYPE") != "constant":
+        pytest.skip("runs have a constant warm-up or none")
+    tensors = load_file(folder / "trajectories" / f"{name}.safetensors")
+    clip = run.get("clip", "vit")
+    case = {"clip": clip, "trainer": trainer_of(run), "options": run["options"]}
+    classifier = build(folder, case, under(tensors, "start."), torch.float32)
+    batches, per_epoch = TRAJECTORIES["batches"], TRAJECTORIES["batches_per_epoch"]
+    first = torch.tensor(classifier.problem.first_column)
+    rows = [row for batch in batches for row in batch["image_rows"]]
+    tasks = [task for batch in batches for task in batch["task_ids"]]
+    labels = torch.tensor([label for batch in batches for label in batch["class_ids"]])
+    ends = torch.tensor([len(batch["image_rows"]) for batch in batches]).cumsum(0).tolist()
+    spans = [list(range(start, end)) for start, end in zip([0, *ends], ends, strict=False)]
+    epochs = iter([spans[i : i + per_epoch] for i in range(0, len(spans), per_epoch)])
+    monkeypatch.setattr(loop, "epoch_batches", lambda *_: next(epochs))
+    settings = TrainConfig(
+        lr=optim["LR"],
+        epochs=optim["MAX_EPOCH"],
+        momentum=TRAJECTORIES["momentum"],
+        weight_decay=TRAJECTORIES["weight_decay"],
+        warmup_epochs=optim["WARMUP_EPOCH"],
+        warmup_lr=optim["WARMUP_CONS_LR"],
+        repeated_steps=expected["optimizer_steps_per_batch"],
+        views=0,
+    )
+    steps = []
+
+    def stop_in_time(step):
+        steps.append(step)
+        if len(steps) == len(batches):
+            raise EnoughError
+
+    # The loop tells of a step after it was taken, so that the end is that of the last batch.
+    with pytest.raises(EnoughError):
+        loop.fit(
+            classifier,
+            loop.Pool(rows, first[torch.tensor(tasks)] + labels, tasks),
+            GivenFeatures(backbone(folder, clip, torch.float32), images(folder, clip)),
+            settings,
+            shots=1,
+            seed=1,
+            part="all tasks",
+            on_step=stop_in_time,
+        )
+    assert [step.learning_rate for step in steps] == pytest.approx(expected["lr_at_batch"], rel=1e-9)
+    losses = torch.tensor([step.loss for step in steps])
+    assert_close(losses, torch.tensor(expected["losses"]), what="losses", scale=1e-4, floor=0)
+    learned = dict(classifier.named_parameters())
+    for key, tensor in joined(under(tensors, f"end.{mode}.")).items():
+        assert_close(learned[key].detach(), tensor, what=f"end of {key}", scale=1e-4, floor=0)
