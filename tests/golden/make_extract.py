@@ -14,6 +14,11 @@ from pathlib import Path
 
 CASES = (
     "nata",
+    "nats",
+    "nata_words",
+    "nata_no_task_context",
+    "cata_linmean",
+    "cata_frozen_class_context",
     "csta_middle_front",
     "cats_lincls",
     "cata_sampled",
@@ -22,7 +27,7 @@ CASES = (
     "coop_cs_front",
     "coop_mt_words",
 )
-IN_DOUBLE = ("nata", "coop_ca")
+IN_DOUBLE = ("nata", "cata_sampled", "coop_ca")
 TRAJECTORIES = ("nata.large", "cata.published", "coop_ca.published", "coop_mt.large")
 COPIED = (
     "world.json",
@@ -33,7 +38,6 @@ COPIED = (
     "schedules.json",
     "sampler.json",
     "splits.json",
-    "zeroshot_templates.json",
     "linear_probe.safetensors",
 )
 SEED_KEYS = ("seed1_shots1", "seed2_shots4", "seed3_shots16")

@@ -79,12 +79,12 @@ def test_text_features_are_the_published_codes(model: Backbone, expected: dict[s
 def test_names_without_context_give_the_text_features(
     model: Backbone, expected: dict[str, Tensor], texts: list[str]
 ) -> None:
-    # The whole text as a name; name_prompts adds the full stop again.
     prompts = name_prompts(
-        [text.removesuffix(".") for text in texts],
+        texts,
         tokenizer=model.tokenizer,
         context_length=model.text.context_length,
         n_context=0,
+        full_stop=False,
     )
     assert_close(model.text.encode(model.text.embed(prompts.ids), prompts.end), expected["text_features"])
 

@@ -13,7 +13,7 @@ from softcpt.clip.toy import write_toy_backbone
 from softcpt.core.errors import RunError
 from softcpt.data.drawn import draw_suite
 from softcpt.engine.evaluate import evaluate
-from softcpt.engine.runs import open_output, open_run
+from softcpt.engine.runs import FILES, open_output, open_run
 from softcpt.engine.train import train
 
 
@@ -50,6 +50,27 @@ def test_a_killed_run_is_unfinished_and_can_be_started_again(drawn, toy, tmp_pat
     run = train(drawn, toy, output, epochs=1, shots=1, views=1, overwrite=True)
     assert 0 <= evaluate(run).score <= 1
     assert not list(output.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        ["run.lock"],
+        ["run.lock", "log.txt"],
+        ["adapter.json", "split.json", "log.txt"],
+        [".adapter.json.x1.part"],
+    ],
+)
+def test_what_a_run_killed_at_any_moment_leaves_is_replaced_when_asked(drawn, toy, tmp_path, left):
+    output = tmp_path / "run"
+    output.mkdir()
+    for name in left:
+        (output / name).write_text("")
+    if left != ["run.lock"]:
+        with pytest.raises(RunError, match="unfinished run"):
+            train(drawn, toy, output, epochs=1, shots=1, views=1)
+    train(drawn, toy, output, epochs=1, shots=1, views=1, overwrite=True)
+    assert {path.name for path in output.iterdir()} == set(FILES)
 
 
 def test_a_folder_that_cannot_be_written_is_one_clear_error(drawn, toy, tmp_path):

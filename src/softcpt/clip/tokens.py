@@ -74,17 +74,19 @@ def name_prompts(
     position: Position = "end",
     where: Sequence[str] | None = None,
     full_stop: bool = True,
+    remedy: str = "shorten the name, or lower context_length",
 ) -> NamePrompts:
     """The prompts ``context name.`` of several names.
 
     Args:
-        names: underscores become blanks.
+        names: their underscores become blanks.
         tokenizer: the backbone's.
         context_length: positions of the text tower.
         n_context: context vectors of each prompt.
         position: where the name stands.
         where: places to name in faults, one per name.
-        full_stop: put a full stop behind each name; without, whole texts can be given.
+        full_stop: put a full stop behind each name; without, they are whole texts, taken as they are.
+        remedy: what to do about a name that is too long.
 
     Raises:
         SuiteError: every name that is empty or does not fit, in one list.
@@ -93,7 +95,7 @@ def name_prompts(
     rows: list[tuple[list[int], list[int]]] = []
     for i, name in enumerate(names):
         place = where[i] if where else f"names[{i}]"
-        words = prompt_words(name)
+        words = prompt_words(name) if full_stop else name
         n_name = len(tokenizer.encode(words))
         tail = [*tokenizer.encode(words + "." if full_stop else words), tokenizer.eot]
         length = 1 + n_context + len(tail)
@@ -106,7 +108,7 @@ def name_prompts(
                     place,
                     f"the name {name[:60]!r} takes {n_name} tokens; with {n_context} context tokens "
                     f"{room} fit into the text encoder's {context_length}",
-                    "shorten the name, or lower context_length",
+                    remedy,
                 )
             )
         rows.append(place_context(tail, n_name, n_context=n_context, position=position, sot=tokenizer.sot))

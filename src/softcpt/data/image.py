@@ -227,10 +227,9 @@ def _read(path: Path) -> bytes:
         if (size := path.stat().st_size) > MAX_BYTES:
             raise _fault(path, f"{size:,} bytes, more than {MAX_BYTES:,}", "make it smaller")
         return path.read_bytes()
-    except OSError as error:
-        raise _fault(
-            path, f"cannot be read: {error.strerror}", "check the path and its permissions"
-        ) from None
+    except (OSError, ValueError) as error:  # ValueError: no path could be called so
+        why = getattr(error, "strerror", None) or str(error)
+        raise _fault(path, f"cannot be read: {why}", "check the path and its permissions") from None
 
 
 def _upright(picture: Image.Image) -> Image.Image:

@@ -66,7 +66,6 @@ class Predictor:
         self.backbone = load_run_backbone(self.run, backbone, device)
         self.tasks = self.run.adapter.tasks
         self._score = restore_classifier(self.run.adapter, self.backbone).scorer()
-        self._precision = self.run.adapter.settings.encoder.precision
 
     def predict(
         self, sources: Iterable[Source] | Source, tasks: Sequence[str] | None = None, top: int | None = 3
@@ -99,7 +98,7 @@ class Predictor:
         ]
         if faults:
             raise ConfigError(faults, about="the prediction")
-        return [index[name] for name in asked]
+        return [index[name] for name in dict.fromkeys(asked)]
 
     def _rows(self, sources: Iterator[Source], tasks: Sequence[int], top: int | None) -> Iterator[Prediction]:
         done = 0
@@ -107,7 +106,7 @@ class Predictor:
             while piece := list(islice(sources, IMAGES_AT_ONCE)):
                 pixels = list(pool.map(self._pixels, piece))
                 good = [p for p in pixels if isinstance(p, Tensor)]
-                features = encode_pixels(self.backbone, torch.stack(good), self._precision) if good else None
+                features = encode_pixels(self.backbone, torch.stack(good), "fp32") if good else None
                 row = 0
                 for i, (source, decoded) in enumerate(zip(piece, pixels, strict=True)):
                     name = str(source) if isinstance(source, str | Path) else f"<image {done + i}>"

@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from softcpt.clip.backbone import Backbone
 from softcpt.core.errors import AdapterError, Fault
-from softcpt.core.files import digest_of_file, write_whole_with
+from softcpt.core.files import digest_of_file, write_whole
 from softcpt.core.seeds import seed_for_torch
 from softcpt.data.record import Record, Suite, Task
 from softcpt.engine.config import Settings, resolve
@@ -99,9 +99,7 @@ def write_adapter(
         Digest of the JSON file, which covers the weights.
     """
     tensors = {name: t.detach().cpu().contiguous() for name, t in classifier.learned().items()}
-    write_whole_with(
-        folder / WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "softcpt 1"})
-    )
+    write_whole(folder / WEIGHTS, save(tensors, metadata={"format": "softcpt 1"}))
     facts = {
         "kind": "softcpt adapter",
         "method": settings.method.key,
@@ -151,6 +149,13 @@ def read_adapter(folder: Path) -> Adapter:
         tensors = load_file(weights)
     except (SafetensorError, OSError) as error:
         raise _refusal(weights, f"is not a safetensors file: {error}", "train again") from error
+    try:
+        return _adapter_of(facts, tensors)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise _refusal(folder / FACTS, f"does not hold what it should: {error!r}", "train again") from error
+
+
+def _adapter_of(facts: dict[str, Any], tensors: dict[str, Tensor]) -> Adapter:
     stored = facts["settings"]
     settings = resolve({key: entry["value"] for key, entry in stored.items()})
     settings.origins.update({key: entry["origin"] for key, entry in stored.items()})

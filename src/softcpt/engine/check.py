@@ -14,19 +14,16 @@ from typing import Any
 
 import torch
 
-from softcpt.clip.backbone import Backbone, load_backbone
+from softcpt.clip.backbone import Backbone
 from softcpt.clip.toy import untrained_backbone
-from softcpt.core.errors import Collector
 from softcpt.core.names import prompt_words, task_text
 from softcpt.data.record import Suite
 from softcpt.data.split import PARTS
-from softcpt.data.suite import load_suite
-from softcpt.engine.adapter import build_classifier, problem_of
-from softcpt.engine.config import Settings, resolve
+from softcpt.engine.config import Settings
 from softcpt.engine.features import autocast, encode_pixels
 from softcpt.engine.loop import n_steps
-from softcpt.engine.train import Part, Plan, parts_of, pick_device, plan_run
-from softcpt.methods.base import Classifier
+from softcpt.engine.prepare import Plan, Prepared, prepare_run
+from softcpt.engine.train import Part, parts_of
 
 BYTES_PER_ACTIVATION = 20 * 4
 """Bytes of fp32 activations per token, layer and unit of width that autograd keeps for the plain text
@@ -72,7 +69,7 @@ class Cost:
         n_learned: numbers learned.
         train_s: seconds of training.
         evaluate_s: seconds of the evaluation.
-        memory_bytes: weights, and activations of one step.
+        memory_bytes: weights, activations of one step, and the features of all views.
         measured_on: which backbone and device the times were measured on.
     """
 
@@ -133,51 +130,32 @@ def check_suite(
     Raises:
         SoftCPTError: every fault of options, images, splits and names, in one list.
     """
-    tell = on_stage or (lambda _: None)
-    given = dict(overrides or {})
-    if backbone is not None and not isinstance(backbone, Backbone):
-        given["backbone"] = str(backbone)
-    collector = Collector()
-    settings = collector.keep(lambda: resolve(given, given_by="command line"))
-    tell("reading every image")
-    loaded = collector.keep(
-        lambda: suite if isinstance(suite, Suite) else load_suite(suite, skip_bad_images=skip_bad_images)
+    prepared = prepare_run(
+        suite,
+        backbone,
+        overrides or {},
+        given_by="command line",
+        skip_bad_images=skip_bad_images,
+        stand_in=untrained_backbone,
+        on_stage=on_stage,
     )
-    plan = collector.keep(lambda: plan_run(loaded, settings)) if loaded and settings else None
-    cost = None
-    if settings and loaded:
-        tell("loading the backbone")
-        model = collector.keep(lambda: _chosen_backbone(backbone, settings))
-        if model:
-            classifier = collector.keep(lambda: build_classifier(problem_of(loaded.tasks, model), settings))
-            if classifier and plan:
-                tell("measuring a step")
-                cost = measure(loaded, plan, model, classifier, settings)
-    collector.raise_any()
-    assert loaded is not None  # what failed was raised
-    assert settings is not None
-    assert plan is not None
-    assert cost is not None
+    if on_stage:
+        on_stage("measuring a step")
+    loaded, plan, settings = prepared.suite, prepared.plan, prepared.settings
     return Report(
         suite=loaded.name,
         method=settings.method.key,
         shots=settings.run.shots,
         tasks=tuple(_task_report(loaded, t, plan, settings) for t in range(len(loaded.tasks))),
         notes=plan.notes,
-        cost=cost,
+        cost=measure(prepared),
     )
 
 
-def _chosen_backbone(backbone: Backbone | Path | str | None, settings: Settings) -> Backbone:
-    device = pick_device(settings)
-    if isinstance(backbone, Backbone):
-        return backbone.to(device)
-    named = backbone if backbone is not None else settings.run.backbone
-    return untrained_backbone().to(device) if named is None else load_backbone(named, device=device)
-
-
-def measure(suite: Suite, plan: Plan, backbone: Backbone, classifier: Classifier, settings: Settings) -> Cost:
+def measure(prepared: Prepared) -> Cost:
     """Time one batch of images and one step of the text side, and count how many a run has."""
+    settings, suite, plan = prepared.settings, prepared.suite, prepared.plan
+    backbone, classifier = prepared.backbone, prepared.classifier
     samples = plan.samples
     image_s = _seconds_per_image(backbone, settings)
     parts = parts_of(classifier, samples.train, samples.val, settings)
@@ -204,7 +182,7 @@ def measure(suite: Suite, plan: Plan, backbone: Backbone, classifier: Classifier
         n_learned=sum(t.numel() for t in classifier.learned().values()),
         train_s=round(train_s, 3),
         evaluate_s=round(len(samples.test) * image_s, 3),
-        memory_bytes=int(weights + activations),
+        memory_bytes=int(weights + activations + views * backbone.embed_dim * 4),
         measured_on=f"{backbone.description}; {backbone.device}, {torch.get_num_threads()} threads",
     )
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -25,8 +25,8 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 Draw = Literal["product", "published", "published-per-task"]
 Model = TypeVar("Model", bound=BaseModel)
 
-SHOTS_PER_EPOCHS = {50: 1, 100: 4, 200: 16}
-"""``epochs=coop``: CoOp's own lengths, 50 for 1 shot, 100 for 2 to 4, 200 from 8 on."""
+COOP_EPOCHS = ((1, 50), (4, 100))
+"""``epochs=coop``: 50 epochs for 1 shot, 100 for up to 4, 200 for more (CoOp's own, for 1, 2, 4, 8, 16)."""
 
 
 def _shots(value: object) -> object:
@@ -72,7 +72,7 @@ class EncoderConfig(_Settings):
     """How the frozen encoders run."""
 
     precision: Literal["fp32", "bf16", "fp16"] = Field(
-        "fp32", description="of the encoders; fp16 on CUDA only"
+        "fp32", description="of the encoders in training; fp16 on CUDA only"
     )
 
 
@@ -119,7 +119,7 @@ class TrainConfig(_Settings):
     def n_epochs(self, shots: int | None) -> int:
         """Length of training, and the cosine's period."""
         if self.epochs == "coop":
-            return next((e for e, most in SHOTS_PER_EPOCHS.items() if (shots or 10**9) <= most), 200)
+            return next((e for most, e in COOP_EPOCHS if shots is not None and shots <= most), 200)
         return 50 if self.epochs == "auto" else self.epochs
 
 
@@ -266,11 +266,12 @@ def resolve(
     for key, value in from_recipe.items():
         if key in keys and key not in merged:
             merged[key], origins[key] = value, f"recipe {recipe}"
-    if merged.get("repeated_steps") == "published":
+    published_steps = merged.get("repeated_steps") == "published"
+    if published_steps:
         if method.published_steps is None:
             what = f"no code of {method.label} was published that trains all tasks in one run"
             faults.append(Fault("repeated_steps", what, "give a number"))
-        merged["repeated_steps"] = _published_steps(method, merged)
+        merged["repeated_steps"] = method.published_steps or 1
 
     read = _Reader(merged, keys)
     settings = Settings(
@@ -283,10 +284,18 @@ def resolve(
     )
     named = {fault.where for fault in faults}
     faults += [fault for fault in read.faults if fault.where not in named]
-    faults = faults or _idle_faults(settings, from_recipe)
+    faults = faults or [*_idle_faults(settings, from_recipe), *_unpublished_faults(settings)]
     if faults:
         raise ConfigError(faults, about="the options")
-    return settings
+    if settings.train is None:
+        return settings
+    computed: dict[str, Any] = {}
+    if published_steps and getattr(settings.own, "freeze_class_context", False):
+        # A frozen class context is not registered with the optimizer: one name, and one step, fewer.
+        computed["repeated_steps"] = settings.train.repeated_steps - 1
+    if origins.get("views") == f"recipe {recipe}":
+        computed["views"] = settings.train.n_epochs(settings.run.shots)
+    return replace(settings, train=settings.train.model_copy(update=computed))
 
 
 class _Reader:
@@ -336,11 +345,23 @@ def _idle_faults(settings: Settings, from_recipe: Mapping[str, Any]) -> list[Fau
     return faults
 
 
-def _published_steps(method: Method, merged: Mapping[str, Any]) -> int:
-    steps = method.published_steps or 1
-    frozen = str(merged.get("freeze_class_context", False)).lower() in ("true", "1", "yes")
-    # A frozen class context is not registered with the optimizer: one name, and one step, fewer.
-    return steps - 1 if frozen else steps
+def _unpublished_faults(settings: Settings) -> list[Fault]:
+    """What the published code cannot do, or does in a way of its own that is not offered."""
+    if settings.run.recipe != "published" or settings.train is None:
+        return []
+    faults = [
+        Fault(key, "the published code has nothing of the kind", "leave it out, or use recipe paper")
+        for key in ("balance", "loss_weights")
+        if getattr(settings.train, key) != "none"
+    ]
+    values = settings.own.model_dump()
+    specific = settings.run.method.endswith(("ts", "-cs-joint"))
+    per_class = settings.run.method.startswith("softcpt-cs")
+    for key, is_specific in (("init_words", specific), ("class_init_words", per_class)):
+        if values.get(key) and is_specific:
+            why = "with words the published code silently makes specific contexts one shared context"
+            faults.append(Fault(key, why, "leave it out, or use recipe paper"))
+    return faults
 
 
 def _recipe_faults(recipe: str, method: Method, merged: Mapping[str, Any]) -> list[Fault]:

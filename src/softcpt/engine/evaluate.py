@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +12,16 @@ import torch
 
 from softcpt.clip.backbone import Backbone, load_backbone
 from softcpt.core.errors import Fault, RunError, SuiteError, nearest
-from softcpt.core.files import relative_part, stays_inside
 from softcpt.data.image import check_image
 from softcpt.data.record import Record, Suite, Task
 from softcpt.data.split import split_suite
-from softcpt.data.suite import load_suite
+from softcpt.data.suite import load_suite, scan_suite
 from softcpt.engine.adapter import problem_of, restore_classifier
 from softcpt.engine.features import ImageFeatures
 from softcpt.engine.loop import OnProgress, Progress
 from softcpt.engine.metrics import class_recalls, mean_class_accuracy, overall_accuracy
+from softcpt.engine.prepare import resolve_device
 from softcpt.engine.runs import Run, open_run
-from softcpt.engine.train import resolve_device
 from softcpt.methods.base import Scorer
 from softcpt.methods.zero_shot import ZeroShot
 
@@ -173,7 +172,7 @@ def evaluate(
         )
     model = load_run_backbone(run, backbone, device)
     classifier = restore_classifier(run.adapter, model)
-    features = ImageFeatures(model, run.adapter.settings.encoder.precision)
+    features = ImageFeatures(model)  # in fp32, so that images one by one give the same probabilities
     told = _teller(on_progress, len(records))
     centres = features.centres(records, told)
     score, guess = classifier.scorer(), ZeroShot(problem_of(tasks, model)).scorer()
@@ -269,30 +268,6 @@ def _scored(task: Task, records: Sequence[Record], probabilities: np.ndarray) ->
 
 def _own_test(run: Run, skip_bad_images: bool) -> tuple[list[Record], tuple[str, ...]]:
     """The test images the run kept away from its training, unchanged since."""
-    root = Path(run.split["root"])
-    index = {task.name: t for t, task in enumerate(run.adapter.tasks)}
-    records: list[Record] = []
-    faults: list[Fault] = []
-    notes = list(run.split["notes"])
-    for entry in run.split["test"]:
-        relative, task = relative_part(entry["image"]), index[entry["task"]]
-        path = root / relative if relative else None
-        if path is None or not path.is_file() or not stays_inside(path, root):
-            faults.append(Fault(entry["image"], f"is no longer in {root}", "restore it, or name the suite"))
-            continue
-        record = Record(path, entry["image"], task, run.adapter.tasks[task].classes.index(entry["class"]))
-        if record.digest != entry["digest"]:
-            faults.append(Fault(entry["image"], "was changed after the run", "restore it, or name the suite"))
-            continue
-        reason = _reason_it_is_bad(path)
-        if reason is None:
-            records.append(record)
-        elif skip_bad_images:
-            notes.append(f"left out {entry['image']}: {reason}")
-        else:
-            faults.append(Fault(entry["image"], reason, "repair it, or add --skip-bad-images"))
-    if faults:
-        raise SuiteError(faults, about=f"the test images of {run.adapter.suite}")
     if not run.split["test"]:
         raise RunError(
             Fault(
@@ -302,7 +277,64 @@ def _own_test(run: Run, skip_bad_images: bool) -> tuple[list[Record], tuple[str,
             ),
             about="the evaluation",
         )
-    return records, tuple(notes)
+    source = Path(run.split["source"])
+    if not source.exists():
+        raise SuiteError(
+            Fault(
+                str(source),
+                "the suite is no longer there",
+                "name where it is now: softcpt evaluate RUN SUITE",
+            ),
+            about="the run's suite",
+        )
+    # The suite is listed again, since a name in a stored file is not yet a path on this disk.
+    suite, faults = scan_suite(source)
+    if suite is None:
+        raise SuiteError(faults, about=f"the run's suite {source}")
+    there = {record.relative: record for record in suite.records}
+    records, faults = _listed_test(run, lambda entry: there.get(entry["image"]), str(source))
+    return _readable(run, records, faults, skip_bad_images)
+
+
+def _listed_test(
+    run: Run, find: Callable[[dict[str, str]], Record | None], where: str
+) -> tuple[list[Record], list[Fault]]:
+    """The run's own test images as they are found now, in its order, and what is wrong with them."""
+    tasks = run.adapter.tasks
+    index = {task.name: t for t, task in enumerate(tasks)}
+    records: list[Record] = []
+    faults: list[Fault] = []
+    for entry in run.split["test"]:
+        found = find(entry)
+        if found is None:
+            faults.append(Fault(entry["image"], f"is no longer in {where}", "restore it, or name the suite"))
+        elif found.digest != entry["digest"]:
+            faults.append(Fault(entry["image"], "was changed after the run", "restore it, or name the suite"))
+        else:
+            task = index[entry["task"]]
+            records.append(
+                Record(found.path, entry["image"], task, tasks[task].classes.index(entry["class"]))
+            )
+    return records, faults
+
+
+def _readable(
+    run: Run, records: list[Record], faults: list[Fault], skip_bad_images: bool
+) -> tuple[list[Record], tuple[str, ...]]:
+    """Those of the records that can be read; the others are faults, or notes where they may be skipped."""
+    notes = list(run.split["notes"])
+    good: list[Record] = []
+    for record in records:
+        reason = _reason_it_is_bad(record.path)
+        if reason is None:
+            good.append(record)
+        elif skip_bad_images:
+            notes.append(f"left out {record.relative}: {reason}")
+        else:
+            faults.append(Fault(record.relative, reason, "repair it, or add --skip-bad-images"))
+    if faults:
+        raise SuiteError(faults, about=f"the test images of {run.adapter.suite}")
+    return good, tuple(notes)
 
 
 def _reason_it_is_bad(path: Path) -> str | None:
@@ -322,8 +354,12 @@ def _other_test(
     faults = _task_faults(suite, tasks)
     if faults:
         raise SuiteError(faults, about=f"the suite {suite.name}, which is not what the run was trained for")
-    settings = run.adapter.settings
-    split = split_suite(suite, seed=settings.data.split_seed)
+    moved = _moved_test(run, suite)
+    if moved is not None:
+        return suite.name, moved, (*suite.notes, *run.split["notes"])
+    # Drawn under the run's own name of the suite, which is part of the random streams.
+    as_named = replace(suite, name=run.adapter.suite)
+    split = split_suite(as_named, seed=run.adapter.settings.data.split_seed)
     samples = run.adapter.facts["samples"]
     seen = {entry["digest"] for part in ("train", "val") for entry in samples[part]}
     index = {task.name: t for t, task in enumerate(tasks)}
@@ -340,10 +376,26 @@ def _other_test(
         label = tasks[t].classes.index(own.classes[record.label])
         records.append(Record(record.path, record.relative, t, label, part, record.group))
     notes = [*suite.notes, *split.notes]
+    if run.split["test"]:
+        notes.append("these are not the test images of the run's own suite")
     if left_out:
         notes.append(f"left out {left_out} test images that the run was trained on or chosen by")
     records.sort(key=lambda record: (record.task, record.label, record.relative))
     return suite.name, records, tuple(notes)
+
+
+def _moved_test(run: Run, suite: Suite) -> list[Record] | None:
+    """The run's own test images, where the suite holds all of them and gives no parts of its own."""
+    if not run.split["test"] or any(record.part is not None for record in suite.records):
+        return None
+    there: dict[tuple[str, str, str], Record] = {}
+    for record in suite.records:
+        task = suite.tasks[record.task]
+        there.setdefault((task.name, task.classes[record.label], record.digest), record)
+    records, faults = _listed_test(
+        run, lambda entry: there.get((entry["task"], entry["class"], entry["digest"])), str(suite.source)
+    )
+    return None if faults else records
 
 
 def _task_faults(suite: Suite, tasks: Sequence[Task]) -> list[Fault]:

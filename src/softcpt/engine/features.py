@@ -6,7 +6,7 @@ once and every epoch that meets the same view again finds it here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from os import cpu_count
@@ -113,9 +113,3 @@ def encode_pixels(
     """Image features, not normalised, fp32."""
     with torch.no_grad(), autocast(backbone.device, precision):
         return backbone.encode_images(pixels.to(backbone.device)).float()
-
-
-def in_pieces(n: int, size: int = IMAGES_AT_ONCE) -> Iterator[slice]:
-    """Slices that cover ``range(n)``."""
-    for start in range(0, n, size):
-        yield slice(start, min(start + size, n))

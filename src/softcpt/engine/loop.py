@@ -60,10 +60,31 @@ class Step:
     learning_rate: float
     images: int
     seconds: float
-    val_score: float | None = None
 
 
-OnStep = Callable[[Step], None]
+@dataclass(frozen=True)
+class ValScore:
+    """A line of a run's metrics where val chooses the epoch."""
+
+    part: str
+    epoch: int
+    val_score: float
+
+
+@dataclass(frozen=True)
+class Trained:
+    """How a training ended.
+
+    Attributes:
+        epochs: trained.
+        kept: the epoch (from 0) whose parameters were kept.
+    """
+
+    epochs: int
+    kept: int
+
+
+OnStep = Callable[[Step | ValScore], None]
 OnProgress = Callable[[Progress], None]
 
 
@@ -94,7 +115,7 @@ def fit(
     validate: Callable[[], float] | None = None,
     on_step: OnStep | None = None,
     on_progress: OnProgress | None = None,
-) -> int:
+) -> Trained:
     """Train a classifier in place.
 
     Args:
@@ -106,11 +127,11 @@ def fit(
         seed: draws order, views and class sampling.
         part: name of this training in its random streams and metrics: a task's, or ``all tasks``.
         validate: score on the val samples; asked after every epoch where ``epochs=auto``.
-        on_step: told after every step.
+        on_step: told after every step, and every val score.
         on_progress: told after every step.
 
     Returns:
-        Epochs trained.
+        How many epochs, and which one was kept.
 
     Raises:
         RunError: the loss is no longer a number.
@@ -159,11 +180,16 @@ def fit(
                 total = spec.epochs * len(batches)
                 left = seconds / step * (total - step)
                 on_progress(Progress(part, step, total, value, rate, seen / seconds, left))
-        if chooser is not None and chooser.enough(classifier, epoch):
-            return epoch + 1
-    if chooser is not None:
-        chooser.restore(classifier)
-    return spec.epochs
+        if chooser is not None:
+            score = chooser.look(classifier, epoch)
+            if on_step:
+                on_step(ValScore(part, epoch, score))
+            if chooser.is_tired(epoch):
+                break
+    if chooser is None:
+        return Trained(spec.epochs, spec.epochs - 1)
+    classifier.load_state_dict(chooser.kept)
+    return Trained(epoch + 1, chooser.epoch)
 
 
 class BestOnVal:
@@ -175,20 +201,17 @@ class BestOnVal:
         self.epoch = 0
         self.kept: Mapping[str, Tensor] = {}
 
-    def enough(self, classifier: Classifier, epoch: int) -> bool:
-        """Look at val after an epoch; True once it has not improved for long, parameters restored."""
+    def look(self, classifier: Classifier, epoch: int) -> float:
+        """The val score after an epoch; the parameters are kept if it is the best so far."""
         score = self.validate()
         if score > self.best:
             self.best, self.epoch = score, epoch
             self.kept = copy.deepcopy(classifier.state_dict())
-        if epoch - self.epoch < PATIENCE_EPOCHS:
-            return False
-        self.restore(classifier)
-        return True
+        return score
 
-    def restore(self, classifier: Classifier) -> None:
-        """Put the best epoch's parameters back."""
-        classifier.load_state_dict(self.kept)
+    def is_tired(self, epoch: int) -> bool:
+        """Whether the score has not improved for long."""
+        return epoch - self.epoch >= PATIENCE_EPOCHS
 
 
 class ViewOrder:

@@ -2,7 +2,8 @@
 
 config.json           resolved settings, each with its origin; ``--config`` takes it to repeat the run
 split.json            the suite it was trained on, and the test images that were kept away from it
-metrics.jsonl         one line a step: loss, learning rate in force, time
+metrics.jsonl         one line a step: loss, learning rate in force, time; val scores where they choose
+run.lock              empty; locked while the run is being written
 log.txt               what was said
 adapter.safetensors   what was learned
 adapter.json          all that belongs to it
@@ -24,7 +25,7 @@ from typing import Any
 from softcpt.core.errors import Fault, RunError
 from softcpt.core.files import digest_of_json, to_json, write_whole
 from softcpt.engine.adapter import FACTS, WEIGHTS, Adapter, read_adapter
-from softcpt.engine.loop import Step
+from softcpt.engine.loop import Step, ValScore
 from softcpt.engine.signed import FORMAT, read_signed
 
 CONFIG = "config.json"
@@ -93,13 +94,11 @@ def check_output(folder: Path, *, overwrite: bool) -> None:
     if not folder.is_dir():
         return
     content = {entry.name for entry in folder.iterdir()}
-    if not content:
-        return
-    if CONFIG not in content and RESULT not in content:
-        raise _refusal(
-            folder, "holds files that are not a run's; they would be mixed up", "name a new folder"
-        )
-    if not overwrite:
+    strange = sorted(name for name in content if name not in FILES and not _is_part(name))
+    if strange:
+        named = ", ".join(strange[:3]) + (", ..." if len(strange) > 3 else "")
+        raise _refusal(folder, f"holds files that are not a run's: {named}", "name a new folder")
+    if not overwrite and content - {LOCK}:
         state = "a finished run" if RESULT in content else "an unfinished run"
         raise _refusal(folder, f"holds {state}", "name another folder, or add --overwrite to replace it")
 
@@ -120,6 +119,7 @@ def open_output(folder: Path, *, overwrite: bool) -> Iterator[Path]:
     with lock:
         if not _lock(lock.fileno()):
             raise _refusal(folder, "another run is being written to it", "wait, or name another folder")
+        check_output(folder, overwrite=overwrite)  # again: another run may have ended in between
         for name in FILES:
             if name != LOCK:
                 (folder / name).unlink(missing_ok=True)
@@ -139,8 +139,12 @@ def open_output(folder: Path, *, overwrite: bool) -> Iterator[Path]:
             logger.removeHandler(handler)
             logger.setLevel(level)
             handler.close()
-            with suppress(OSError):
-                (folder / LOCK).unlink()
+            # The lock file stays: removing it while another process opens it would let two in.
+
+
+def _is_part(name: str) -> bool:
+    """Whether a file is one that a killed run was writing (see :mod:`softcpt.core.files`)."""
+    return name.endswith(".part") and name.startswith(tuple(f".{file}." for file in FILES))
 
 
 def _lock(descriptor: int) -> bool:
@@ -164,7 +168,7 @@ class MetricsFile:
     """Appends one JSON line a step."""
 
     def __init__(self, folder: Path) -> None:
-        self._file = (folder / METRICS).open("w", encoding="utf-8")
+        self._file = (folder / METRICS).open("w", encoding="utf-8", buffering=1)  # whole lines, at once
 
     def __enter__(self) -> MetricsFile:
         return self
@@ -172,10 +176,9 @@ class MetricsFile:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    def write(self, step: Step) -> None:
+    def write(self, line: Step | ValScore) -> None:
         """One line."""
-        line = {key: value for key, value in asdict(step).items() if value is not None}
-        self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        self._file.write(json.dumps(asdict(line), ensure_ascii=False) + "\n")
 
 
 def versions() -> dict[str, str]:

@@ -34,7 +34,7 @@ def read_signed(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise _fault(path, "cannot be read: " + (error.strerror or str(error)), "train again") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _fault(path, "is not JSON; it was truncated or edited", "restore it, or train again") from error
     if not isinstance(content, dict) or "digest" not in content:
         raise _fault(path, "is no file of a softcpt run", "restore it, or train again")

@@ -42,6 +42,7 @@ def task_prompts(problem: Problem, texts: Sequence[str], n_context: int, positio
         n_context=n_context,
         position=position,
         where=[f'text of task "{task.name}"' for task in problem.tasks],
+        remedy="shorten the description, use task_text=name, or lower task_context_length",
     ).to(problem.text.device)
 
 

@@ -19,23 +19,27 @@ class ZeroShotConfig(MethodConfig):
 class ZeroShot(PromptClassifier):
     """Text features of each task's template with the class names put in."""
 
-    def class_features(self) -> Float[Tensor, "K D"]:
-        """Text features of all templates."""
-        problem = self.problem
-        # The prompt builder adds a full stop; a template brings its own.
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem)
+        # The prompt builder would add a full stop; a template brings its own.
         texts = [
             task.template.replace("{}", prompt_words(name)) for task in problem.tasks for name in task.classes
         ]
-        prompts = name_prompts(
+        self.prompts = name_prompts(
             texts,
             tokenizer=problem.tokenizer,
             context_length=problem.text.context_length,
             n_context=0,
-            where=problem.class_places,
+            where=[f"{place}, in its template" for place in problem.class_places],
             full_stop=False,
+            remedy="shorten the name, or the task's template",
         ).to(problem.text.device)
-        nothing = torch.zeros(1, 0, problem.text.width, device=problem.text.device, dtype=problem.text.dtype)
-        return encode_prompts(problem.text, prompts, nothing)
+
+    def class_features(self) -> Float[Tensor, "K D"]:
+        """Text features of all templates."""
+        text = self.problem.text
+        nothing = torch.zeros(1, 0, text.width, device=text.device, dtype=text.dtype)
+        return encode_prompts(text, self.prompts, nothing)
 
 
 def _build(problem: Problem, config: ZeroShotConfig, streams: Streams) -> ZeroShot:

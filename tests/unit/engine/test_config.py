@@ -76,9 +76,30 @@ def test_the_published_recipe_repeats_steps_as_often_as_the_published_code(metho
         assert settings.own.task_text == "name"
 
 
-def test_a_frozen_class_context_is_one_name_less_to_step():
-    given = {"method": "softcpt-cata", "recipe": "published", "freeze_class_context": "true"}
+@pytest.mark.parametrize("word", ["true", "on", "1", "y", True])
+def test_a_frozen_class_context_is_one_name_less_to_step(word):
+    given = {"method": "softcpt-cata", "recipe": "published", "freeze_class_context": word}
     assert resolve(given).training().repeated_steps == 3
+
+
+def test_the_published_recipe_draws_a_fresh_view_every_epoch_however_many():
+    assert resolve({"recipe": "published", "epochs": "70"}).training().views == 70
+    assert resolve({"recipe": "published", "epochs": "70", "views": "5"}).training().views == 5
+
+
+@pytest.mark.parametrize(
+    ("method", "key", "value"),
+    [
+        ("softcpt-nata", "balance", "tasks"),
+        ("coop-mt", "loss_weights", "tasks"),
+        ("softcpt-nats", "init_words", "a photo"),
+        ("softcpt-csta", "class_init_words", "an image"),
+        ("coop-cs-joint", "init_words", "a photo"),
+    ],
+)
+def test_the_published_recipe_refuses_what_its_code_cannot_or_does_otherwise(method, key, value):
+    assert faults_of({"method": method, "recipe": "published", key: value})[key].fix
+    assert resolve({"method": method, key: value})
 
 
 @pytest.mark.parametrize("method", ["coop-ca", "coop-cs", "softcpt-star", "zero-shot"])
@@ -140,7 +161,8 @@ def test_pairs_may_hold_equal_signs_in_their_values():
 
 
 @pytest.mark.parametrize(
-    ("shots", "epochs"), [("1", 50), ("2", 100), ("4", 100), ("8", 200), ("16", 200), ("all", 200)]
+    ("shots", "epochs"),
+    [("1", 50), ("2", 100), ("4", 100), ("5", 200), ("8", 200), ("16", 200), ("all", 200)],
 )
 def test_coops_own_lengths_follow_the_shots(shots, epochs):
     settings = resolve({"shots": shots, "epochs": "coop"})

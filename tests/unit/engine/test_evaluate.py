@@ -89,6 +89,53 @@ def test_the_same_suite_by_name_gives_the_same_scores(finished, drawn, scored):
     assert named.score == scored.score
 
 
+def test_a_moved_or_renamed_suite_is_scored_on_the_same_images(own_suite, toy, tmp_path):
+    run = train(own_suite, toy, tmp_path / "run", shots=2, epochs=1, views=1)
+    before = evaluate(run)
+    moved = own_suite.rename(tmp_path / "elsewhere")
+    with pytest.raises(SuiteError, match="is no longer there") as caught:
+        evaluate(run)
+    assert len(caught.value.faults) == 1
+    after = evaluate(run, moved)
+    assert [p.image for p in after.predictions] == [p.image for p in before.predictions]
+    assert after.score == before.score
+    (moved / "suite.yaml").write_text(
+        (moved / "suite.yaml").read_text().replace("name: drawn", "name: other", 1)
+    )
+    assert evaluate(run, moved).score == before.score
+    for entry in run.split["test"][:3]:
+        (moved / entry["image"]).unlink()
+    fewer = evaluate(run, moved)
+    assert any("not the test images of the run's own suite" in note for note in fewer.notes)
+
+
+@pytest.mark.parametrize("odd", ["food: italian", "cafe\u0301 \u00fc", "back\\slash", "linked"])
+def test_whatever_a_suite_may_be_called_its_run_can_be_evaluated(own_suite, toy, tmp_path, odd):
+    (own_suite / "suite.yaml").unlink()
+    if odd == "linked":
+        outside = own_suite.rename(tmp_path / "outside")
+        for path in sorted(outside.glob("*/*/*.png")):
+            link = own_suite / path.relative_to(outside)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(path)
+    else:
+        (own_suite / "shape").rename(own_suite / odd)
+        first = sorted((own_suite / "colour").glob("*/*.png"))[0]
+        first.rename(first.with_name(f"{odd}.png"))
+    run = train(own_suite, toy, tmp_path / "run", shots=1, epochs=1, views=1)
+    assert len(evaluate(run).predictions) == len(run.split["test"])
+
+
+def test_a_bf16_run_predicts_what_it_evaluates(quick):
+    run = quick(precision="bf16")
+    scored = evaluate(run)
+    predictor = Predictor(run)
+    for prediction in scored.predictions[::5]:
+        (row,) = predictor.predict(f"{run.split['root']}/{prediction.image}", tasks=[prediction.task], top=1)
+        assert row.predictions[0][0] == prediction.predicted
+        assert row.predictions[0][1] == pytest.approx(max(prediction.probabilities), abs=1e-5)
+
+
 def test_a_suite_with_other_tasks_or_classes_is_refused_with_all_differences(finished, own_suite, tmp_path):
     fewer = draw_suite(tmp_path / "fewer", tasks=["shape", "position"], images_per_class=4, size_px=32)
     with pytest.raises(SuiteError) as caught:
@@ -219,6 +266,12 @@ def test_an_opened_picture_goes_through_the_same_image_rule_as_its_file(finished
     (plain,) = predictor.predict(Image.open(path).convert("RGB"), tasks=["shape"])
     assert from_file.predictions == from_memory.predictions
     assert from_file.predictions != plain.predictions
+
+
+def test_a_task_named_twice_is_predicted_once_and_an_impossible_path_is_a_row(finished):
+    rows = list(Predictor(finished).predict(["a\0b.png"], tasks=["shape", "shape"]))
+    assert len(rows) == 1
+    assert rows[0].fault
 
 
 def test_unknown_tasks_name_the_nearest(finished):

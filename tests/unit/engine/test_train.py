@@ -13,7 +13,7 @@ from softcpt.engine import loop
 from softcpt.engine.adapter import read_adapter
 from softcpt.engine.features import ImageFeatures
 from softcpt.engine.loop import ViewOrder
-from softcpt.engine.runs import FILES, LOCK, open_run
+from softcpt.engine.runs import FILES, open_run
 from softcpt.engine.train import train
 
 
@@ -30,7 +30,7 @@ def steps(run):
 
 
 def test_a_run_folder_holds_what_it_says_and_no_pickle(finished):
-    assert {path.name for path in finished.iterdir()} == set(FILES) - {LOCK}
+    assert {path.name for path in finished.iterdir()} == set(FILES)
     facts = json.loads((finished / "adapter.json").read_text())
     assert {
         "method",
@@ -160,10 +160,61 @@ def test_epochs_auto_keeps_the_best_epoch_on_val(quick, monkeypatch):
 
     monkeypatch.setattr("softcpt.engine.train.suite_score", suite_score)
     run = quick(epochs="auto")
-    assert run.result["epochs"] == {"all tasks": 2 + loop.PATIENCE_EPOCHS}
+    assert run.result["epochs"] == {"all tasks": {"epochs": 2 + loop.PATIENCE_EPOCHS, "kept": 1}}
+    told = [line["val_score"] for line in steps(run) if "val_score" in line]
+    assert told[:4] == [0.1, 0.9, 0.2, 0.9]
     best = torch.cat([p.flatten() for p in kept[1]])
     ours = torch.cat([run.adapter.tensors[name].flatten() for name in ("task_context", "meta.proj")])
     assert torch.equal(ours, best)
+
+
+def test_epochs_auto_without_val_images_is_refused(quick):
+    with pytest.raises(SuiteError, match="no val images"):
+        quick(epochs="auto", split="all")
+
+
+def test_a_task_may_be_called_what_a_joint_training_is_called(toy, tmp_path):
+    folder = draw_suite(tmp_path / "suite", tasks=["colour"], images_per_class=10, size_px=32)
+    (folder / "suite.yaml").unlink()
+    (folder / "colour").rename(folder / "all tasks")
+    run = train(folder, toy, tmp_path / "run", method="coop-ca", shots=1, epochs="auto", views=1)
+    assert set(run.result["epochs"]) == {"all tasks"}
+
+
+def test_val_never_holds_more_than_four_images_of_a_class(own_suite, toy, tmp_path):
+    more = draw_suite(tmp_path / "more", tasks=["colour"], images_per_class=50, size_px=32)
+    run = train(more, toy, tmp_path / "run", shots=16, epochs=1, views=1)
+    samples = run.adapter.facts["samples"]
+    classes = [entry["class"] for entry in samples["val"]]
+    assert {classes.count(name) for name in set(classes)} == {4}
+    assert len(samples["train"]) == 16 * len(set(classes))
+
+
+def test_the_seed_starts_contexts_of_separate_trainings_too(quick):
+    first, second = quick("coop-ca", lr=1e-12), quick("coop-ca", lr=1e-12, seed=2)
+    assert not torch.allclose(learned(first), learned(second), atol=1e-4)
+
+
+def test_an_output_inside_the_suite_is_refused(own_suite, toy):
+    with pytest.raises(RunError, match="lies in the suite's folder"):
+        train(own_suite, toy, own_suite / "run1", epochs=1)
+    assert not (own_suite / "run1").exists()
+
+
+def test_words_that_the_published_code_would_cut_are_refused(quick, toy):
+    odd = "zyxw photo"
+    assert len(toy.tokenizer.encode(odd)) > 2
+    with pytest.raises(ConfigError, match="counts blanks"):
+        quick(recipe="published", init_words=odd)
+    assert quick(recipe="published", init_words="a photo").adapter.tensors["task_context"].shape[0] == 2
+
+
+def test_a_template_that_is_too_long_is_found_before_training(own_suite, toy, tmp_path):
+    text = (own_suite / "suite.yaml").read_text()
+    line = next(line for line in text.splitlines() if "template:" in line)
+    (own_suite / "suite.yaml").write_text(text.replace(line, line.replace("{}", "{} " + "very " * 90)))
+    with pytest.raises(SuiteError, match=r"in its template.*the task's template"):
+        train(own_suite, toy, tmp_path / "run", epochs=1)
 
 
 def test_views_cycle_through_a_permutation_that_the_seed_alone_chooses(drawn):
