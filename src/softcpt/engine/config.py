@@ -256,8 +256,12 @@ def resolve(
     for origin, layer in layers:
         merged |= layer
         origins |= dict.fromkeys(layer, origin)
-    method = get_method(str(merged.get("method", RunConfig.model_fields["method"].default)))
     recipe = str(merged.get("recipe", RunConfig.model_fields["recipe"].default))
+    name = str(merged.get("method", RunConfig.model_fields["method"].default))
+    try:
+        method = get_method(name)
+    except ConfigError as error:
+        raise ConfigError([*error.faults, *_faults_of_any_method(merged)], about="the options") from error
     keys = keys_of(method)
 
     faults = _recipe_faults(recipe, method, merged)
@@ -314,6 +318,19 @@ class _Reader:
             # A value that may be of several kinds fails once for each; one line a key is enough.
             self.faults += {fault.where: fault for fault in reversed(found)}.values()
             return kind.model_construct()  # never used: the faults are raised
+
+
+def _faults_of_any_method(merged: Mapping[str, Any]) -> list[Fault]:
+    """What is wrong with options whatever the method: keys that none has, values that all would refuse."""
+    kinds: tuple[type[BaseModel], ...] = (*_SHARED, TrainConfig)
+    shared = {key: field.description or "" for kind in kinds for key, field in kind.model_fields.items()}
+    known = {key for method in list_methods() for key in keys_of(method)}
+    read = _Reader({key: value for key, value in merged.items() if key != "method"}, shared)
+    for kind in kinds:
+        read.model(kind)
+    strangers = [key for key in merged if key not in known]
+    unknown = [Fault(key, "there is no such option", nearest(key, known)) for key in strangers]
+    return unknown + read.faults
 
 
 def _idle_faults(settings: Settings, from_recipe: Mapping[str, Any]) -> list[Fault]:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from softcpt.core.errors import Fault, RunError
-from softcpt.core.files import digest_of_json, to_json, write_whole
+from softcpt.core.files import digest_of_file, digest_of_json, to_json, write_whole
 from softcpt.engine.adapter import FACTS, WEIGHTS, Adapter, read_adapter
 from softcpt.engine.loop import Step, ValScore
 from softcpt.engine.signed import FORMAT, read_signed
@@ -80,6 +80,9 @@ def open_run(path: Path | str) -> Run:
             raise _refusal(
                 folder / name, "belongs to another run than result.json", "restore it, or train again"
             )
+    config = folder / CONFIG
+    if not config.is_file() or digest_of_file(config) != result["digests"][CONFIG]:
+        raise _refusal(config, "is missing or was edited after the run", "restore it, or train again")
     return Run(folder, adapter, split, result)
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from softcpt.clip.backbone import Backbone
+from softcpt.core.files import digest_of_file
 from softcpt.data.record import Record, Suite
 from softcpt.engine.adapter import ALL_TASKS, FACTS, listed, write_adapter
 from softcpt.engine.config import Settings
@@ -21,6 +22,7 @@ from softcpt.engine.loop import OnProgress, Pool, fit
 from softcpt.engine.metrics import task_score
 from softcpt.engine.prepare import Prepared, prepare_run
 from softcpt.engine.runs import (
+    CONFIG,
     RESULT,
     SPLIT,
     MetricsFile,
@@ -148,7 +150,7 @@ def _run(folder: Path, prepared: Prepared, on_progress: OnProgress | None) -> No
         "seconds": round(time.perf_counter() - began, 3),
         "threads": torch.get_num_threads(),
         "device": str(backbone.device),
-        "digests": {FACTS: facts, SPLIT: split},
+        "digests": {FACTS: facts, SPLIT: split, CONFIG: digest_of_file(folder / CONFIG)},
     }
     logger.info("done in %.1f s", result["seconds"])
     write_signed(folder / RESULT, result)

@@ -248,7 +248,8 @@ class StarSoftCPT(PromptClassifier):
     """SoftCPT*: a learned feature per task in place of the text encoder's.
 
     T D + D n W numbers. Nothing published says what the paper's row of this name is; this is ours. The
-    features start N(0, 1), scaled to the mean norm of the task texts' own features.
+    features start N(0, 1), scaled to the mean norm of the task texts' own features. It cannot make a context
+    for an unseen task: a task it was not trained on has no learned feature.
     """
 
     def __init__(self, problem: Problem, config: GeneratorConfig, streams: Streams) -> None:
@@ -327,7 +328,7 @@ def _build_star(problem: Problem, config: GeneratorConfig, streams: Streams) -> 
 STAR = Method(
     key="softcpt-star",
     label="SoftCPT*",
-    summary="a learned feature per task in place of its name's",
+    summary="a learned feature per task in place of its name's; knows no unseen tasks",
     config=GeneratorConfig,
     build=_build_star,
 )

@@ -117,8 +117,10 @@ def test_every_fault_comes_out_at_once_with_the_nearest_name():
     assert set(bad) >= {"epochs", "shots", "lr", "views", "precision", "rank"}
 
 
-def test_an_unknown_key_does_not_hide_a_bad_value():
+def test_an_unknown_key_or_method_does_not_hide_a_bad_value():
     assert set(faults_of({"epoch": "3", "shots": "x"})) == {"epoch", "shots"}
+    wrong = {"method": "nada", "epoch": "3", "shots": "x", "lr": "fast", "recipe": "papr", "rank": "2"}
+    assert set(faults_of(wrong)) == {"method", "epoch", "shots", "lr", "recipe"}
 
 
 @pytest.mark.parametrize(

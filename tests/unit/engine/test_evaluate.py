@@ -13,7 +13,7 @@ from softcpt.core.errors import AdapterError, ConfigError, RunError, SuiteError
 from softcpt.data.drawn import draw_suite
 from softcpt.deploy.predictor import Predictor
 from softcpt.engine.evaluate import evaluate
-from softcpt.engine.runs import open_run
+from softcpt.engine.runs import FILES, open_run
 from softcpt.engine.train import train
 
 
@@ -206,7 +206,7 @@ def test_another_backbone_is_refused_and_a_moved_one_found_when_named(finished, 
     assert evaluate(finished, backbone=moved).score == scored.score
 
 
-@pytest.mark.parametrize("name", ["adapter.json", "adapter.safetensors", "split.json", "result.json"])
+@pytest.mark.parametrize("name", sorted(set(FILES) - {"log.txt", "metrics.jsonl", "run.lock"}))
 @pytest.mark.parametrize("harm", ["truncate", "flip", "delete"])
 def test_a_damaged_run_is_refused(own_run, name, harm):
     path = own_run / name

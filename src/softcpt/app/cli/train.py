@@ -50,17 +50,22 @@ def train(
     overrides = overrides_of(settings, pairs)
     from softcpt.engine.train import train as train_run
 
-    with show_progress(quiet=quiet) as listener:
-        run = train_run(
-            suite,
-            backbone,
-            output,
-            config=config,
-            overwrite=overwrite,
-            skip_bad_images=skip_bad_images,
-            on_progress=listener,
-            overrides=overrides,
-        )
+    try:
+        with show_progress(quiet=quiet) as listener:
+            run = train_run(
+                suite,
+                backbone,
+                output,
+                config=config,
+                overwrite=overwrite,
+                skip_bad_images=skip_bad_images,
+                on_progress=listener,
+                overrides=overrides,
+            )
+    except KeyboardInterrupt:
+        if (output / "config.json").exists() and not (output / "result.json").exists():
+            say(f"{output} holds an unfinished run; the same command with --overwrite starts it again")
+        raise
     if not quiet:
         show_notes(run.split["notes"], all_in=str(run.path / "log.txt"))
         place = shlex.quote(str(run.path))
