@@ -12,9 +12,12 @@ result.json           written last and whole; a run without it is not done
 
 from __future__ import annotations
 
+import glob
 import json
 import logging
 import platform
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -34,6 +37,8 @@ METRICS = "metrics.jsonl"
 LOG = "log.txt"
 RESULT = "result.json"
 LOCK = "run.lock"
+NEW = ".new"
+"""Ending of the hidden folder in which a run that replaces another is written."""
 FILES = (RESULT, CONFIG, SPLIT, METRICS, LOG, WEIGHTS, FACTS, LOCK)
 
 logger = logging.getLogger("softcpt")
@@ -108,7 +113,10 @@ def check_output(folder: Path, *, overwrite: bool) -> None:
 
 @contextmanager
 def open_output(folder: Path, *, overwrite: bool) -> Iterator[Path]:
-    """The run's folder, ours alone while the block runs; an old run is removed, its result first.
+    """A folder to write a run to, ours alone while the block runs.
+
+    It is ``folder`` itself, unless that holds a finished run: then it is a hidden one beside it, whose files
+    take the old run's place when the block has ended well. What stops the block leaves the old run whole.
 
     Raises:
         RunError: as :func:`check_output`, or another process is writing to it.
@@ -123,26 +131,51 @@ def open_output(folder: Path, *, overwrite: bool) -> Iterator[Path]:
         if not _lock(lock.fileno()):
             raise _refusal(folder, "another run is being written to it", "wait, or name another folder")
         check_output(folder, overwrite=overwrite)  # again: another run may have ended in between
-        for name in FILES:
-            if name != LOCK:
-                (folder / name).unlink(missing_ok=True)
-        for part in folder.glob(".*.part"):  # left by a killed run
-            part.unlink(missing_ok=True)
-        handler = logging.FileHandler(folder / LOG, encoding="utf-8")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        level = logger.level
-        logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
-        try:
-            yield folder
-        except BaseException as error:
-            logger.error("stopped: %s", str(error) or type(error).__name__)
-            raise
-        finally:
-            logger.removeHandler(handler)
-            logger.setLevel(level)
-            handler.close()
-            # The lock file stays: removing it while another process opens it would let two in.
+        for left in folder.parent.glob(f".{glob.escape(folder.name)}.*{NEW}"):  # by a killed run
+            shutil.rmtree(left, ignore_errors=True)
+        if not (folder / RESULT).is_file():
+            _clear(folder)
+            with _logging_to(folder):
+                yield folder
+        else:
+            new = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=NEW, dir=folder.parent))
+            try:
+                with _logging_to(new):
+                    yield new
+                _clear(folder)
+                for name in reversed(FILES):  # the result last
+                    if (new / name).exists():
+                        (new / name).replace(folder / name)
+            finally:
+                shutil.rmtree(new, ignore_errors=True)
+        # The lock file stays: removing it while another process opens it would let two in.
+
+
+def _clear(folder: Path) -> None:
+    """Remove a run's files, its result first."""
+    for name in FILES:
+        if name != LOCK:
+            (folder / name).unlink(missing_ok=True)
+    for part in folder.glob(".*.part"):  # left by a killed run
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
+def _logging_to(folder: Path) -> Iterator[None]:
+    handler = logging.FileHandler(folder / LOG, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    except BaseException as error:
+        logger.error("stopped: %s", str(error) or type(error).__name__)
+        raise
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        handler.close()
 
 
 def _is_part(name: str) -> bool:

@@ -279,6 +279,27 @@ def test_a_run_is_not_overwritten_unless_asked_and_strangers_files_never(own_run
     assert (strange / "thesis.txt").read_text() == "years"
 
 
+def test_a_stopped_run_leaves_the_one_it_was_to_replace_whole(own_run, suite, toy):
+    before = {path.name: path.read_bytes() for path in own_run.iterdir()}
+
+    def stop(progress):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(suite, toy, own_run, epochs=1, shots=1, views=1, overwrite=True, on_progress=stop)
+    assert {path.name: path.read_bytes() for path in own_run.iterdir()} == before
+    assert open_run(own_run)
+    assert not [path for path in own_run.parent.iterdir() if path.name.startswith(".")]
+
+
+def test_what_a_killed_replacement_left_is_removed_by_the_next(own_run, suite, toy):
+    left = own_run.with_name(f".{own_run.name}.abc.new")
+    left.mkdir()
+    (left / "log.txt").write_text("killed")
+    train(suite, toy, own_run, epochs=1, shots=1, views=1, overwrite=True)
+    assert not left.exists()
+
+
 def test_a_backbone_must_be_named(suite, tmp_path):
     with pytest.raises(ConfigError, match="ViT-B-16/openai"):
         train(suite, None, tmp_path / "run")
