@@ -126,6 +126,7 @@ def test_nothing_on_standard_input_is_nothing_read(softcpt, world):
     ended = softcpt("predict", world.run, "-", "--json")
     assert ended.code == 3
     assert json.loads(ended.out) == []
+    assert "nothing to predict" in ended.err
 
 
 def test_an_unknown_task_is_refused_with_the_nearest(softcpt, world, image):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -141,12 +141,23 @@ def _build(suite: Suite, backbone: Backbone, settings: Settings) -> Classifier:
     """The classifier; names that fit neither its prompts nor the templates are told together."""
     problem = problem_of(suite.tasks, backbone)
     collector = Collector()
-    collector.keep(lambda: ZeroShot(problem).prompts)
     collector.keep(lambda: _check_published_words(problem, settings))
     classifier = collector.keep(lambda: build_classifier(problem, settings))
+    told = {fault.where for error in collector.errors for fault in error.faults}
+    collector.keep(lambda: _check_templates(problem, told))
     collector.raise_any()
     assert classifier is not None  # what failed was raised
     return classifier
+
+
+def _check_templates(problem: Problem, told: Collection[str]) -> None:
+    """Refuse names that do not fit their templates, beside those that were already told not to fit."""
+    try:
+        ZeroShot(problem)
+    except SuiteError as error:
+        faults = [fault for fault in error.faults if fault.where not in told]
+        if faults:
+            raise SuiteError(faults, about="the names in their templates") from error
 
 
 def _check_published_words(problem: Problem, settings: Settings) -> None:

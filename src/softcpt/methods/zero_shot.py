@@ -30,7 +30,7 @@ class ZeroShot(PromptClassifier):
             tokenizer=problem.tokenizer,
             context_length=problem.text.context_length,
             n_context=0,
-            where=[f"{place}, in its template" for place in problem.class_places],
+            where=problem.class_places,
             full_stop=False,
             remedy="shorten the name, or the task's template",
         ).to(problem.text.device)

@@ -62,6 +62,8 @@ def predict(
     predictor.predict([], wanted)  # refuses unknown tasks before anything is written
     counted = _Counted(_predict_all(predictor, found, wanted, top))
     _WRITERS[form](counted)
+    if not counted.good and not counted.bad:
+        say("there was nothing to predict; did anything come through standard input?", style="yellow")
     if counted.bad:
         say(f"{counted.bad} of {counted.bad + counted.good} rows hold a fault", style="yellow")
     return 0 if counted.good else NOTHING_READ

@@ -73,14 +73,10 @@ def _from_stdin(stdin: BinaryIO, suffixes: frozenset[str]) -> Iterator[Named]:
         yield Named(STDIN, start + stdin.read())
         return
     first = (start + stdin.readline()).split(b"\n")
-    is_empty = True
     for line in chain(first, stdin):
         name = os.fsdecode(line).rstrip("\r\n")
         if name:
-            is_empty = False
             yield from _from_path(name, suffixes)
-    if is_empty:
-        yield Named(STDIN, None, "nothing came through standard input")
 
 
 def _is_image(start: bytes) -> bool:
