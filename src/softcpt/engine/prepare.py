@@ -196,10 +196,13 @@ def plan_run(suite: Suite, settings: Settings) -> Plan:
     if settings.train is not None:
         check_weights(settings.train, [task.name for task in suite.tasks])
     split = split_suite(suite, seed=settings.data.split_seed, mode=settings.data.split)
+    idle: tuple[str, ...] = ()
+    if settings.data.split_seed != 0 and all(record.part is not None for record in suite.records):
+        idle = ("split_seed draws nothing here: the suite gives its own parts",)
     if not settings.method.trains:
         # Nothing is drawn where nothing is learned or chosen.
         test = [r for r, part in zip(suite.records, split.parts, strict=True) if part == "test"]
-        return Plan(split, Samples((), (), tuple(test)), (*suite.notes, *split.notes))
+        return Plan(split, Samples((), (), tuple(test)), (*suite.notes, *split.notes, *idle))
     samples = draw_samples(
         suite, split, shots=settings.run.shots, seed=settings.run.seed, rule=settings.data.draw
     )
@@ -227,7 +230,7 @@ def plan_run(suite: Suite, settings: Settings) -> Plan:
         ]
     if faults:
         raise SuiteError(faults, about=f"the suite {suite.name}")
-    return Plan(split, samples, (*suite.notes, *split.notes, *samples.notes))
+    return Plan(split, samples, (*suite.notes, *split.notes, *idle, *samples.notes))
 
 
 def pick_device(settings: Settings) -> torch.device:

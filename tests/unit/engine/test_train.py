@@ -326,6 +326,20 @@ def test_a_class_without_a_training_image_is_a_fault(own_suite, toy, tmp_path):
         train(tmp_path / "given", toy, tmp_path / "run", shots=1, epochs=1)
 
 
+def test_a_split_seed_that_draws_nothing_is_said(own_suite, toy, tmp_path):
+    for path in sorted(own_suite.glob("*/*/*.png")):
+        part = "test" if int(path.stem) % 3 == 0 else "train"
+        target = tmp_path / "given" / part / path.relative_to(own_suite)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes())
+    keys = {"shots": 1, "epochs": 1, "views": 1}
+    plain = train(tmp_path / "given", toy, tmp_path / "plain", **keys)
+    seeded = train(tmp_path / "given", toy, tmp_path / "seeded", split_seed=3, **keys)
+    assert plain.split["test"] == seeded.split["test"]
+    assert not any("split_seed" in note for note in plain.split["notes"])
+    assert any("split_seed" in note for note in seeded.split["notes"])
+
+
 def test_a_truncated_image_is_a_fault_by_path_or_left_out_when_asked(own_suite, toy, tmp_path):
     bad = sorted(own_suite.glob("colour/*/*.png"))[3]
     bad.write_bytes(bad.read_bytes()[:100])
