@@ -21,7 +21,7 @@ from softcpt.core.errors import AdapterError, Fault
 from softcpt.core.files import digest_of_file, write_whole
 from softcpt.core.seeds import seed_for_torch
 from softcpt.data.record import Record, Suite, Task
-from softcpt.engine.config import Settings, resolve
+from softcpt.engine.config import Settings, resolve, values_of
 from softcpt.engine.signed import read_signed, write_signed
 from softcpt.methods.base import Classifier, Problem, SeparateClassifiers, Streams, TaskNames
 
@@ -157,7 +157,7 @@ def read_adapter(folder: Path) -> Adapter:
 
 def _adapter_of(facts: dict[str, Any], tensors: dict[str, Tensor]) -> Adapter:
     stored = facts["settings"]
-    settings = resolve({key: entry["value"] for key, entry in stored.items()})
+    settings = resolve(values_of(stored))
     settings.origins.update({key: entry["origin"] for key, entry in stored.items()})
     return Adapter(
         settings=settings,

@@ -219,8 +219,32 @@ def read_config_file(path: Path) -> dict[str, Any]:
             about="the configuration file",
         )
     if set(content) == {"format", "settings"} and isinstance(content["settings"], Mapping):
-        return {key: entry["value"] for key, entry in content["settings"].items()}
+        try:
+            return values_of(content["settings"])
+        except (KeyError, TypeError) as error:
+            raise ConfigError(
+                Fault(
+                    str(path),
+                    "was edited: a setting has no value or origin",
+                    "restore it, or write key: value",
+                ),
+                about="the configuration file",
+            ) from error
     return dict(content)
+
+
+def values_of(stored: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The values of settings as :meth:`Settings.stored` wrote them, to be resolved again.
+
+    A length that nobody asked for is left out where words were given: it is then theirs, and naming the
+    default would contradict them.
+    """
+    words = {"init_words", "class_init_words"} & {key for key in stored if stored[key]["value"]}
+    return {
+        key: entry["value"]
+        for key, entry in stored.items()
+        if not (words and key.endswith("context_length") and entry["origin"] == "default")
+    }
 
 
 def read_recipe(name: str) -> dict[str, Any]:

@@ -96,7 +96,7 @@ def prepare_run(
     )
     if output is not None:
         keep(lambda: check_output(output, overwrite=overwrite))
-        if loaded is not None:
+        if loaded is not None and loaded.source.is_dir():  # beside a manifest a run does no harm
             keep(lambda: _refuse_inside(output, loaded.root))
     plan = keep(lambda: plan_run(loaded, settings)) if loaded and settings else None
     model = None

@@ -173,7 +173,8 @@ def test_coops_own_lengths_follow_the_shots(shots, epochs):
 
 def test_a_file_that_is_no_mapping_is_refused(tmp_path):
     file = tmp_path / "bad.yaml"
-    for text in ("- a\n- b\n", "lr: [1\n", "lr: 1\nlr: 2\n"):
+    broken = '{"format": 1, "settings": {"lr": 0.1}}'
+    for text in ("- a\n- b\n", "lr: [1\n", "lr: 1\nlr: 2\n", broken):
         file.write_text(text)
         with pytest.raises(ConfigError, match=r"bad\.yaml"):
             resolve({}, file=file)

@@ -11,6 +11,7 @@ from softcpt.data.drawn import draw_suite
 from softcpt.data.record import Record
 from softcpt.engine import loop
 from softcpt.engine.adapter import read_adapter
+from softcpt.engine.evaluate import evaluate
 from softcpt.engine.features import ImageFeatures
 from softcpt.engine.loop import ViewOrder
 from softcpt.engine.runs import FILES, open_run
@@ -78,10 +79,12 @@ def test_the_same_seed_gives_the_same_numbers_to_the_last_bit(quick):
         ("meta", "lowrank"), ("init_words", "a photo of"), ("seed", 3),
     ],
 )  # fmt: skip
-def test_every_option_has_an_effect(quick, finished, key, value):
+def test_every_option_has_an_effect(quick, finished, toy, key, value):
     base = open_run(finished)
     other = quick(**{key: value})
     assert not same(base, other)
+    if value != "all":
+        assert evaluate(other, backbone=toy).predictions  # what it stored is enough to build it again
 
 
 @pytest.mark.parametrize(
@@ -91,8 +94,17 @@ def test_every_option_has_an_effect(quick, finished, key, value):
         ("class_sampling", 0.3), ("freeze_class_context", True), ("meta", "linmean"), ("meta", "lincls"),
     ],
 )  # fmt: skip
-def test_every_option_of_the_class_aware_variants_has_an_effect(quick, key, value):
-    assert not same(quick("softcpt-cata"), quick("softcpt-cata", **{key: value}))
+def test_every_option_of_the_class_aware_variants_has_an_effect(quick, toy, key, value):
+    other = quick("softcpt-cata", **{key: value})
+    assert not same(quick("softcpt-cata"), other)
+    assert evaluate(other, backbone=toy).predictions
+
+
+@pytest.mark.parametrize("method", ["coop-mt", "coop-ca", "softcpt-nats"])
+def test_a_run_that_starts_from_words_is_scored_and_repeated(quick, suite, toy, tmp_path, method):
+    run = quick(method, init_words="a photo of")
+    assert evaluate(run, backbone=toy).predictions
+    assert same(run, train(suite, toy, tmp_path / "again", config=run.path / "config.json"))
 
 
 def test_the_rank_is_the_ranks(quick):
@@ -199,6 +211,14 @@ def test_an_output_inside_the_suite_is_refused(own_suite, toy):
     with pytest.raises(RunError, match="lies in the suite's folder"):
         train(own_suite, toy, own_suite / "run1", epochs=1)
     assert not (own_suite / "run1").exists()
+
+
+def test_an_output_beside_a_manifest_is_fine(own_suite, toy):
+    rows = [path.relative_to(own_suite).as_posix() for path in sorted(own_suite.glob("*/*/*.png"))]
+    lines = [",".join([row, *row.replace("_", " ").split("/")[:2]]) for row in rows]
+    (own_suite / "all.csv").write_text("\n".join(["image,task,class", *lines]))
+    run = train(own_suite / "all.csv", toy, own_suite / "runs" / "first", shots=1, epochs=1, views=1)
+    assert evaluate(run, backbone=toy).predictions
 
 
 def test_words_that_the_published_code_would_cut_are_refused(quick, toy):
