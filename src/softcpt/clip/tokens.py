@@ -37,7 +37,7 @@ class Tokenizer(Protocol):
         """Ids of a text, without start and end."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # compared by identity, so that plans can be remembered by it
 class NamePrompts:
     """Prompts of K names with room for n context vectors each.
 
