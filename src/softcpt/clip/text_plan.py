@@ -9,18 +9,19 @@ and each of its nodes is computed once in a chunk:
                                |        +- grand - piano - . - EOT
                                +- cat - . - EOT
 
-A chunk lays its rows out depth first, in segments. Nodes that many rows refer to from afar (a task's context,
-a first word that many names share) are hoisted: they stand at the head of their segment as its *trunk*, and
-every row of the segment is compared with the whole trunk. All other ancestors of a row, its *band*, lie
-within ``reach`` rows before it. Rows are cut into windows, and a window's keys are one block of rows:
+Nodes that many rows refer to from afar (a task's context, a first word that many names share) are hoisted:
+they are the *trunk* of their segment, and every row of the segment is compared with the whole trunk. What is
+left of the forest falls apart into small trees, and these are packed into *windows* of W places: a row's other
+ancestors, its *band*, stand in the same window, so that attention inside windows is one dense product.
 
-    segment  [ trunk | branch branch branch ... ]      window  [ reach rows before | W own rows ]
+    segment  [ trunk | tree tree . | tree tree tree | tree tree . ]      places, cut into windows
 
-Where the name stands before the context, its rows depend on no context: they are constants of the tower,
-which the band holds in *slots* of their own beside the rows that are computed.
+Small tasks have no trunk: their context stands in the window with its names, and SOT stands there too, once a
+window. Where a name stands before its context, its rows depend on no context: they are constants of the tower
+that take places in a window, but no rows.
 
-Letters: K prompts, C different prompts of a chunk, N rows, M slots (N and the constants), A depth (position
-without SOT), T trunk columns, W window.
+Letters: K prompts, C different prompts of a chunk, N rows, P places, A depth (position without SOT), T trunk
+columns, W window.
 """
 
 from __future__ import annotations
@@ -42,8 +43,15 @@ SMALL_TASK = 64
 """A task of up to this many rows has no trunk: its context is an ordinary part of the band."""
 
 
+MIN_WINDOW = 16
+"""Windows have at least this many places; smaller products waste their time on overhead."""
+
+START, NOTHING = -1, -2
+"""What a place can hold that is neither a row nor a constant: SOT, or nothing (it then repeats SOT)."""
+
+
 class Segment(NamedTuple):
-    """A run of slots that share a trunk: [start, start + trunk) is the trunk, [start, end) refer to it."""
+    """Places [start, end) and prompts that share a trunk, which is at the places [start, start + trunk)."""
 
     start: int
     trunk: int
@@ -112,13 +120,16 @@ def _shared_depths(codes: Ints) -> Ints:
     return same
 
 
-def cut_into_chunks(forest: Forest, max_rows: int) -> list[Ints]:
+def cut_into_chunks(forest: Forest, max_rows: int, *, constants: bool = False) -> list[Ints]:
     """Prompts of each chunk: whole tasks up to ``max_rows`` rows together, larger ones in even parts.
 
     Small tasks and large ones do not share a chunk, since they want other bands.
     """
-    rows = forest.lengths - forest.shared
-    heads = np.flatnonzero(forest.shared == 0)  # a new tree, which for a context at the front is a new task
+    shared = forest.shared
+    if constants:  # constants are no rows, and hold no prompts together
+        shared = np.where(shared <= forest.constants, 0, shared)
+    rows = forest.lengths - np.maximum(shared, forest.constants if constants else 0)
+    heads = np.flatnonzero(shared == 0)  # a new tree, which for a context at the front is a new task
     trees = np.add.reduceat(rows, heads) if len(heads) else np.zeros(0, dtype=np.int64)
     ends = np.append(heads[1:], len(rows))
     chunks: list[Ints] = []
@@ -146,60 +157,70 @@ def cut_into_chunks(forest: Forest, max_rows: int) -> list[Ints]:
 
 @dataclass(frozen=True)
 class Layout:
-    """Rows and slots of one chunk, as numbers on the CPU.
+    """Rows and places of one chunk, as numbers on the CPU.
 
     Attributes:
-        codes: [M] what stands in each slot.
-        positions: [M] where it stands in its prompt (SOT is 0).
-        constant_of_slot: [M] (prompt of the forest, depth) as one number, -1 for computed rows.
-        row_slot: [N] the slot of each computed row.
-        segments: all slots, in order.
-        reach: how far back the band goes.
-        window: W.
-        trunk_seen: [M, T] which columns of its segment's trunk a slot attends to.
-        band_seen: [B * W, reach + W] which rows of its window's block a slot attends to; nothing behind M.
-        end_slot: [C] where the prompts end.
-        end_band: [C, A'] slots of each end's band, the end itself included; -1 where there are fewer.
+        codes: [N] what each row is.
+        positions: [N] where it stands in its prompt (SOT is 0).
+        row_place: [N] the place of each row, ascending.
+        holds: [P] what each place holds: a row, ``N + i`` for the i-th of ``constants``, or one of START and
+            NOTHING.
+        constants: [n, 2] prompt of the forest and depth of each constant that is placed.
+        segments: all places, in order.
+        window: W; P is a multiple of it.
+        has_trunk: whether rows are compared with SOT and a trunk; without, SOT stands in each window.
+        trunk_seen: [P, T] which columns of its segment's trunk a place attends to.
+        band_seen: [P, W] which places of its window a place attends to.
+        end_row: [C] where the prompts end.
+        end_band: [C, A'] rows and constants (as in ``holds``) of each end's band, itself included; -1 where
+            there are fewer.
         prompts: [C] which of the forest's prompts they are.
     """
 
     codes: Ints
     positions: Ints
-    constant_of_slot: Ints
-    row_slot: Ints
+    row_place: Ints
+    holds: Ints
+    constants: Ints
     segments: tuple[Segment, ...]
-    reach: int
     window: int
+    has_trunk: bool
     trunk_seen: NDArray[np.bool_]
     band_seen: NDArray[np.bool_]
-    end_slot: Ints
+    end_row: Ints
     end_band: Ints
     prompts: Ints
 
     @property
     def n_rows(self) -> int:
         """N."""
-        return len(self.row_slot)
+        return len(self.row_place)
 
     @property
-    def n_slots(self) -> int:
-        """M."""
-        return len(self.codes)
+    def n_places(self) -> int:
+        """P."""
+        return len(self.holds)
 
     @property
     def n_trunk(self) -> int:
         """T."""
         return self.trunk_seen.shape[1]
 
+    @cached_property
+    def n_seen(self) -> tuple[int, int]:
+        """Pairs of a row and a key it attends to, SOT among them: of all rows, and of the ends alone."""
+        places = self.row_place
+        seen = self.trunk_seen[places].sum(axis=1) + self.band_seen[places].sum(axis=1) + self.has_trunk
+        return int(seen.sum()), int(seen[self.end_row].sum())
 
-def lay_out(forest: Forest, prompts: Ints, *, constants: bool, window: int | None = None) -> Layout:
+
+def lay_out(forest: Forest, prompts: Ints, *, constants: bool) -> Layout:
     """The rows of a chunk.
 
     Args:
         forest: all prompts.
         prompts: the chunk's, ascending.
-        constants: whether names before their context are slots that hold constants, not rows.
-        window: rows of a window; None chooses.
+        constants: whether names before their context are constants, not rows.
     """
     codes, lengths = forest.codes[prompts], forest.lengths[prompts]
     before = forest.constants[prompts] if constants else np.zeros(len(prompts), dtype=np.int64)
@@ -207,92 +228,136 @@ def lay_out(forest: Forest, prompts: Ints, *, constants: bool, window: int | Non
     shared = _shared_depths(codes)
     # Constants stand beside each prompt anew; what is shared behind them stays shared.
     shared = np.where(shared <= before, 0, shared)
-    laid = (depth >= shared[:, None]) & (depth < lengths[:, None])
-    n_slots = int(laid.sum())
-    own = np.full(codes.shape, -1, dtype=np.int64)
-    own[laid] = np.arange(n_slots)
     inside = depth < lengths[:, None]
-    path = np.where(inside, np.maximum.accumulate(own, axis=0), -1)  # [C, A] slots of each prompt
+    laid = inside & (depth >= shared[:, None])
+    n_nodes = int(laid.sum())
+    own = np.full(codes.shape, -1, dtype=np.int64)
+    own[laid] = np.arange(n_nodes)
+    path = np.where(inside, np.maximum.accumulate(own, axis=0), -1)  # [C, A] nodes of each prompt, depth first
     of_prompt, of_depth = np.nonzero(laid)
+    is_constant = of_depth < before[of_prompt]
+    hoisted = _far_nodes(path, n_nodes) & ~is_constant
+    has_trunk = bool(hoisted.any())
 
-    hoisted = _far_nodes(path, n_slots) & ~(of_depth < before[of_prompt])
     root = path[:, 0]
     key = np.where(hoisted[root], root, -1)
     segment = np.concatenate([[0], np.cumsum(key[1:] != key[:-1])])
-    order = np.lexsort((~hoisted, segment[of_prompt]))  # stable: depth first within each kind
-    place = np.empty(n_slots, dtype=np.int64)
-    place[order] = np.arange(n_slots)
+    tree = _trees(path, inside, hoisted)
+    place, segments, window = _pack(segment, of_prompt, hoisted, tree, with_start=not has_trunk)
 
-    path = np.where(inside, place[path], -1)
-    of_prompt, of_depth, hoisted = of_prompt[order], of_depth[order], hoisted[order]
-    segments = _segments(segment, of_prompt, hoisted)
-    start_of = np.array([s.start for s in segments])[segment[of_prompt]]
+    n_places = segments[-1].end
+    holds = np.full(n_places, NOTHING, dtype=np.int64)
+    if not has_trunk:
+        holds[::window] = START
+    order = np.argsort(place)
+    rows, fixed = order[~is_constant[order]], order[is_constant[order]]
+    number = np.empty(n_nodes, dtype=np.int64)
+    number[rows] = np.arange(len(rows))
+    number[fixed] = len(rows) + np.arange(len(fixed))
+    holds[place] = number
 
-    # Ancestors of every slot, itself included.
+    # Ancestors of every node, itself included.
     ancestors = path[of_prompt]
     is_one = depth <= of_depth[:, None]
     is_trunk = is_one & hoisted[ancestors]
-    is_band = is_one & ~is_trunk
-    slots = np.arange(n_slots)
-    back = np.where(is_band, slots[:, None] - ancestors, 0)
-    reach = int(back.max(initial=0))
-    window = window or (16 if reach <= 16 else 24)
-    n_windows = -(-n_slots // window)
-    trunk_seen = np.zeros((n_slots, max((s.trunk for s in segments), default=0)), dtype=bool)
+    start_of = np.array([s.start for s in segments])[segment[of_prompt]]
+    trunk_seen = np.zeros((n_places, max(s.trunk for s in segments)), dtype=bool)
     at, which = np.nonzero(is_trunk)
-    trunk_seen[at, ancestors[at, which] - start_of[at]] = True
-    band_seen = np.zeros((n_windows * window, reach + window), dtype=bool)
-    at, which = np.nonzero(is_band)
-    band_seen[at, ancestors[at, which] - (at // window * window - reach)] = True
-
-    end_slot = path[np.arange(len(prompts)), lengths - 1]
-    constant = of_depth < before[of_prompt]
+    trunk_seen[place[at], place[ancestors[at, which]] - start_of[at]] = True
+    band_seen = np.zeros((n_places, window), dtype=bool)
+    at, which = np.nonzero(is_one & ~is_trunk)
+    band_seen[place[at], place[ancestors[at, which]] % window] = True
+    band_seen[:, 0] |= not has_trunk
     return Layout(
-        codes=codes[of_prompt, of_depth],
-        positions=of_depth + 1,
-        constant_of_slot=np.where(constant, prompts[of_prompt] * codes.shape[1] + of_depth, -1),
-        row_slot=np.flatnonzero(~constant),
+        codes=codes[of_prompt[rows], of_depth[rows]],
+        positions=of_depth[rows] + 1,
+        row_place=place[rows],
+        holds=holds,
+        constants=np.stack([prompts[of_prompt[fixed]], of_depth[fixed]], axis=1),
         segments=segments,
-        reach=reach,
         window=window,
+        has_trunk=has_trunk,
         trunk_seen=trunk_seen,
         band_seen=band_seen,
-        end_slot=end_slot,
-        end_band=_packed(np.where(inside & ~hoisted[path], path, -1)),
+        end_row=number[path[np.arange(len(prompts)), lengths - 1]],
+        end_band=_packed(np.where(inside & ~hoisted[path], number[path], -1)),
         prompts=prompts,
     )
 
 
-def _far_nodes(path: Ints, n_slots: int) -> NDArray[np.bool_]:
-    """[M] slots that several prompts share and whose last reader is far away."""
+def _trees(path: Ints, inside: NDArray[np.bool_], hoisted: NDArray[np.bool_]) -> Ints:
+    """[nodes] the root of each node's tree, once the hoisted ones are taken out; -1 for those."""
+    tree = np.full(len(hoisted), -1, dtype=np.int64)
+    left = inside & ~hoisted[path]
+    first = left.argmax(axis=1)
+    root = np.broadcast_to(path[np.arange(len(path)), first][:, None], path.shape)
+    tree[path[left]] = root[left]
+    return tree
+
+
+def _pack(
+    segment: Ints, of_prompt: Ints, hoisted: NDArray[np.bool_], tree: Ints, *, with_start: bool
+) -> tuple[Ints, tuple[Segment, ...], int]:
+    """A place for each node: trunks first, then whole trees into windows, the largest first.
+
+    Returns:
+        The places, the segments, and W.
+    """
+    reserved = int(with_start)
+    place = np.full(len(tree), -1, dtype=np.int64)
+    by_tree = np.lexsort((np.arange(len(tree)), tree))
+    by_tree = by_tree[np.searchsorted(tree[by_tree], 0) :]  # without the hoisted
+    heads = np.flatnonzero(np.diff(tree[by_tree], prepend=-1))
+    sizes = np.diff(np.append(heads, len(by_tree)))
+    window = max(MIN_WINDOW, int(sizes.max(initial=0))) + reserved
+    segment_of_tree = segment[of_prompt[by_tree[heads]]]
+    trunk_nodes = np.flatnonzero(hoisted)
+    segment_of_trunk = segment[of_prompt[trunk_nodes]]
+    segments: list[Segment] = []
+    start = 0
+    firsts = np.searchsorted(segment, np.arange(int(segment[-1]) + 2))
+    for s in range(int(segment[-1]) + 1):
+        trunk = trunk_nodes[segment_of_trunk == s]
+        place[trunk] = start + np.arange(len(trunk))
+        n_windows = -(-len(trunk) // window)
+        room: list[list[int]] = [[] for _ in range(window + 1)]  # free room -> first free places
+        if len(trunk) % window:
+            room[window - len(trunk) % window].append(start + len(trunk))
+        own = np.flatnonzero(segment_of_tree == s)
+        for t in own[np.argsort(-sizes[own], kind="stable")]:
+            size = int(sizes[t])
+            free = next((r for r in range(size, window + 1) if room[r]), None)
+            if free is None:
+                free, at = window - reserved, start + n_windows * window + reserved
+                n_windows += 1
+            else:
+                at = room[free].pop()
+            place[by_tree[heads[t] : heads[t] + size]] = at + np.arange(size)
+            room[free - size].append(at + size)
+        end = start + n_windows * window
+        segments.append(Segment(start, len(trunk), end, int(firsts[s]), int(firsts[s + 1])))
+        start = end
+    return place, tuple(segments), window
+
+
+def _far_nodes(path: Ints, n_nodes: int) -> NDArray[np.bool_]:
+    """[nodes] those that several prompts share and whose last reader is far away."""
     inside = path >= 0
-    readers = np.bincount(path[inside], minlength=n_slots)
-    last = np.zeros(n_slots, dtype=np.int64)
+    readers = np.bincount(path[inside], minlength=n_nodes)
+    last = np.zeros(n_nodes, dtype=np.int64)
     end = path.max(axis=1)
     for depth in range(path.shape[1]):
         own = inside[:, depth]
         np.maximum.at(last, path[own, depth], end[own])
-    far = SMALL_TASK if n_slots_per_tree(path) <= SMALL_TASK else FAR
-    return (readers > 1) & (last - np.arange(n_slots) > far)
+    far = SMALL_TASK if _largest_tree(path) <= SMALL_TASK else FAR
+    return (readers > 1) & (last - np.arange(n_nodes) > far)
 
 
-def n_slots_per_tree(path: Ints) -> int:
-    """Slots of the largest tree of a chunk."""
+def _largest_tree(path: Ints) -> int:
+    """Nodes of the largest tree of a chunk."""
     heads = np.flatnonzero(np.diff(path[:, 0], prepend=-1))
     ends = np.append(path[heads[1:], 0], path.max() + 1)
     return int((ends - path[heads, 0]).max(initial=0))
-
-
-def _segments(segment: Ints, of_prompt: Ints, hoisted: NDArray[np.bool_]) -> tuple[Segment, ...]:
-    of_slot = segment[of_prompt]
-    n = int(segment[-1]) + 1
-    starts = np.searchsorted(of_slot, np.arange(n + 1))
-    firsts = np.searchsorted(segment, np.arange(n + 1))
-    trunks = np.bincount(of_slot[hoisted], minlength=n)
-    return tuple(
-        Segment(int(starts[s]), int(trunks[s]), int(starts[s + 1]), int(firsts[s]), int(firsts[s + 1]))
-        for s in range(n)
-    )
 
 
 def _packed(rows: Ints) -> Ints:

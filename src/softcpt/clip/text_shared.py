@@ -9,16 +9,15 @@ to rounding (tests hold the two together). What is different:
     weights     folded (``text_folded``) and frozen: no gradients for them
     backward    one autograd node; what it needs is kept in buffers that are used again
 
-Letters: d width, H heads, e = d / H, L layers, N rows, M slots, C prompts of a chunk, B windows of W rows,
-T trunk columns, R reach, S = 1 + T + R + W columns of scores (SOT first), P places of a head (slots with room
-before and behind), D embedding.
+Letters: d width, H heads, e = d / H, L layers, N rows, P places in windows of W, C prompts of a chunk, T trunk
+columns, S columns of scores (SOT, trunk and window, or the window alone), D embedding.
 """
 
 from __future__ import annotations
 
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -31,11 +30,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from softcpt.clip.text import TextTower
-from softcpt.clip.text_folded import FoldedLayer, FoldedTower, fold, normalise, normalise_backward
+from softcpt.clip.text_folded import FoldedTower, fold, normalise, normalise_backward
 from softcpt.clip.text_plan import Forest, Layout, Segment, cut_into_chunks, grow_forest, lay_out
 from softcpt.clip.tokens import NamePrompts
 
-MAX_ROWS = {"cpu": 1024}
+MAX_ROWS = {"cpu": 2048}
 """Rows of a chunk: enough for the products to run at full rate, few enough to stay in the cache."""
 
 MAX_ROWS_ELSEWHERE = 16384
@@ -220,13 +219,14 @@ class Chunk:
 
     Attributes:
         layout: the numbers.
-        token_rows: rows that are tokens, with ``token_ids`` and ``token_positions``; ``token_slots``.
+        token_rows: rows that are tokens, with ``token_ids`` and ``token_positions``.
         token_table: [U, 3d] layer 0 of all tokens at their positions, or None; ``token_index`` into it.
         context_rows: rows that are context vectors, with ``context_index`` and ``context_positions``.
-        row_slot: the slot of each row; None where slots and rows are the same.
-        constant_slot: slots of constants, and ``constant_index`` into their table.
-        trunk_mask: [M, 1 + T] added to the scores of SOT and trunk.
-        band_mask: [M, R + W] added to those of the band.
+        holds: [P] the source of each place: a row, N for SOT, N + 1 + i for the i-th constant.
+        row_place: [N] the place of each row.
+        constants: the table of constants, and ``constant_index``, those that are placed.
+        trunk_mask: [P, 1 + T] added to the scores of SOT and trunk.
+        band_mask: [P, W] added to those of the window.
         end_rows: [C] rows the features are read from.
         end_band: [C, A'] rows (N + i for constant i) of each end's band, with ``end_mask`` [C, 1 + T + A'].
         prompts: [C] of the forest.
@@ -236,13 +236,14 @@ class Chunk:
     token_rows: Tensor
     token_ids: Tensor
     token_positions: Tensor
-    token_slots: Tensor
+    token_table: Tensor | None
+    token_index: Tensor
     context_rows: Tensor
-    context_slots: Tensor
     context_index: Tensor
     context_positions: Tensor
-    row_slot: Tensor | None
-    constant_slot: Tensor
+    holds: Tensor
+    row_place: Tensor
+    constants: Constants | None
     constant_index: Tensor
     trunk_mask: Tensor
     band_mask: Tensor
@@ -250,9 +251,6 @@ class Chunk:
     end_band: Tensor
     end_mask: Tensor
     prompts: Tensor
-    constants: Constants | None
-    token_table: Tensor | None
-    token_index: Tensor
 
     @property
     def n_rows(self) -> int:
@@ -260,32 +258,14 @@ class Chunk:
         return self.layout.n_rows
 
     @property
-    def lead(self) -> int:
-        """Places before a head's slots, which windows look back upon: the reach in whole windows."""
-        return -(-self.layout.reach // self.layout.window) * self.layout.window
+    def n_trunk(self) -> int:
+        """Columns of scores before the window's: SOT and T, or none."""
+        return 1 + self.layout.n_trunk if self.layout.has_trunk else 0
 
     @property
-    def n_places(self) -> int:
-        """P, a head's lead and its slots in whole windows."""
-        return self.lead + -(-self.layout.n_slots // self.layout.window) * self.layout.window
-
-    @property
-    def n_block(self) -> int:
-        """R + W, the keys of a window."""
-        return self.layout.reach + self.layout.window
-
-    def n_windows(self, heads: int) -> int:
-        """Windows of all heads, those of the leads too: so they all lie at one distance from each other."""
-        return heads * self.n_places // self.layout.window
-
-    def slots_of(self, segment: Segment) -> slice:
-        """Where a segment's slots are among a head's places."""
-        return slice(self.lead + segment.start, self.lead + segment.end)
-
-    @property
-    def n_scores(self) -> int:
-        """S."""
-        return int(self.trunk_mask.shape[1] + self.band_mask.shape[1])
+    def segments(self) -> tuple[Segment, ...]:
+        """Those whose rows are compared with SOT and a trunk."""
+        return self.layout.segments if self.layout.has_trunk else ()
 
 
 @dataclass(frozen=True)
@@ -315,14 +295,10 @@ class Plan:
     def multiply_adds(self) -> tuple[int, int]:
         """Multiply-adds of the exact computation on these rows, forward and backward, without padding."""
         d, between, n_classes = self.width, self.layers - 1, len(self.forest.codes)
-        rows, seen, tokens, seen_last = self.n_rows, 0, 0, 0
-        for chunk in self.chunks:
-            layout = chunk.layout
-            constants = layout.constant_of_slot >= 0
-            visible = 1 + layout.trunk_seen.sum(1) + layout.band_seen[: layout.n_slots].sum(1)
-            seen += int(visible[~constants].sum())
-            tokens += len(chunk.token_rows)
-            seen_last += int((chunk.end_mask == 0).sum())
+        rows = self.n_rows
+        tokens = sum(len(chunk.token_rows) for chunk in self.chunks)
+        seen = sum(chunk.layout.n_seen[0] for chunk in self.chunks)
+        seen_last = sum(chunk.layout.n_seen[1] for chunk in self.chunks)
         linear = rows * 12 * d * d * between - tokens * 3 * d * d
         last = n_classes * (12 * d * d + d * self.embed_dim)
         heads_times_width = d * (d // self.head_width)
@@ -374,11 +350,10 @@ class _Planned:
         constants = self.constants(encoder)
         table = self.token_table(encoder)
         chunks = []
-        for part in cut_into_chunks(forest, encoder.max_rows):
+        for part in cut_into_chunks(forest, encoder.max_rows, constants=constants is not None):
             layout = lay_out(forest, part, constants=constants is not None)
-            codes, places = layout.codes[layout.row_slot], layout.positions[layout.row_slot]
-            is_token = codes < n_tokens
-            pairs = codes[is_token] * self.ids.shape[1] + places[is_token]
+            is_token = layout.codes < n_tokens
+            pairs = layout.codes[is_token] * self.ids.shape[1] + layout.positions[is_token]
             in_table = np.searchsorted(self.tokens, pairs)
             chunks.append(_on_device(encoder, layout, forest, which, constants, table, in_table))
         folded = encoder.folded
@@ -424,17 +399,15 @@ def _on_device(
     token_index: np.ndarray | None = None,
 ) -> Chunk:
     device, wide = encoder.device, encoder.folded.wide
-    codes, positions = layout.codes[layout.row_slot], layout.positions[layout.row_slot]
+    codes, n = layout.codes, layout.n_rows
     is_token = codes < forest.n_tokens
-    row_of_slot = np.full(layout.n_slots, -1, dtype=np.int64)
-    row_of_slot[layout.row_slot] = np.arange(layout.n_rows)
-    is_constant = layout.constant_of_slot >= 0
+    holds = layout.holds
+    sources = np.where(holds < 0, n, np.where(holds >= n, holds + 1, holds))
     table = np.zeros(0, dtype=np.int64)
-    if constants is not None and is_constant.any():
-        depths = forest.codes.shape[1]
-        prompt, depth = np.divmod(layout.constant_of_slot[is_constant], depths)
-        table = constants.index[which[forest.prompt[prompt]], depth]
-        row_of_slot[is_constant] = layout.n_rows + table
+    ends = layout.end_band
+    if constants is not None and len(layout.constants):
+        table = constants.index[which[forest.prompt[layout.constants[:, 0]]], layout.constants[:, 1]]
+        ends = np.where(ends >= n, n + table[np.maximum(ends - n, 0)], ends)
 
     def tensor(values: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(values)).to(device)
@@ -443,34 +416,28 @@ def _on_device(
         open_ = torch.zeros(seen.shape, dtype=wide, device=device)
         return open_.masked_fill_(tensor(~seen), -torch.inf)
 
-    sot = np.ones((layout.n_slots, 1), dtype=bool)
-    ends = layout.end_band
-    seen_at_end = np.concatenate(
-        [sot[: len(ends)], layout.trunk_seen[layout.end_slot], ends >= 0], axis=1
-    )
-    token_ids, token_positions = tensor(codes[is_token]), tensor(positions[is_token])
+    sot = np.ones((layout.n_places, 1), dtype=bool)
+    end_place = layout.row_place[layout.end_row]
     return Chunk(
         layout=layout,
         token_rows=tensor(np.flatnonzero(is_token)),
-        token_ids=token_ids,
-        token_positions=token_positions,
-        token_slots=tensor(layout.row_slot[is_token]),
-        context_rows=tensor(np.flatnonzero(~is_token)),
-        context_slots=tensor(layout.row_slot[~is_token]),
-        context_index=tensor(codes[~is_token] - forest.n_tokens),
-        context_positions=tensor(positions[~is_token]),
-        row_slot=tensor(layout.row_slot) if is_constant.any() else None,
-        constant_slot=tensor(np.flatnonzero(is_constant)),
-        constant_index=tensor(table),
-        trunk_mask=mask(np.concatenate([sot, layout.trunk_seen], axis=1)),
-        band_mask=mask(layout.band_seen[: layout.n_slots]),
-        end_rows=tensor(row_of_slot[layout.end_slot]),
-        end_band=tensor(np.where(ends >= 0, row_of_slot[ends], 0)),
-        end_mask=mask(seen_at_end),
-        prompts=tensor(layout.prompts),
-        constants=constants,
+        token_ids=tensor(codes[is_token]),
+        token_positions=tensor(layout.positions[is_token]),
         token_table=token_table,
         token_index=tensor(np.zeros(0, dtype=np.int64) if token_index is None else token_index),
+        context_rows=tensor(np.flatnonzero(~is_token)),
+        context_index=tensor(codes[~is_token] - forest.n_tokens),
+        context_positions=tensor(layout.positions[~is_token]),
+        holds=tensor(sources),
+        row_place=tensor(layout.row_place),
+        constants=constants if len(table) else None,
+        constant_index=tensor(table),
+        trunk_mask=mask(np.concatenate([sot, layout.trunk_seen], axis=1)),
+        band_mask=mask(layout.band_seen),
+        end_rows=tensor(layout.end_row),
+        end_band=tensor(np.maximum(ends, 0)),
+        end_mask=mask(np.concatenate([sot[: len(ends)], layout.trunk_seen[end_place], ends >= 0], axis=1)),
+        prompts=tensor(layout.prompts),
     )
 
 
@@ -482,31 +449,28 @@ class Start:
     """What SOT is, which sees only itself.
 
     Attributes:
-        keys: [L - 1, H, 1, e] of each layer but the last; ``values`` likewise.
+        qkv: [L - 1, 1, 3d] of each layer but the last.
         last: [1, d] the normalised input of the last layer.
     """
 
-    keys: Tensor
-    values: Tensor
+    qkv: Tensor
     last: Tensor
 
 
 def _start(encoder: SharedTextEncoder, sot: int) -> Start:
     folded = encoder.folded
-    d, heads = folded.width, folded.heads
+    d = folded.width
     x = (encoder.embedding[sot].to(folded.wide) + encoder.positions[0])[None]
-    keys, values = [], []
+    found = [torch.zeros(0, 1, 3 * d, dtype=folded.narrow, device=encoder.device)]
     for layer in folded.layers[:-1]:
         h = normalise(x, layer.eps_1)[0].to(folded.narrow)
         qkv = h @ layer.w_qkv.t()
-        keys.append(qkv[:, d : 2 * d].view(heads, 1, -1))
-        values.append(qkv[:, 2 * d :].view(heads, 1, -1))
-        y = x + layer.b_out + (qkv[:, 2 * d :] @ layer.w_out.t())
+        found.append(qkv[None])
+        y = x + layer.b_out + (qkv[:, 2 * d :] @ layer.w_out.t())  # it attends to itself alone
         u = torch.addmm(layer.b_up, normalise(y, layer.eps_2)[0].to(folded.narrow), layer.w_up.t())
         x = y + layer.b_down + folded.activate(u, out=torch.empty_like(u)) @ layer.w_down.t()
     last = normalise(x, folded.layers[-1].eps_1)[0].to(folded.narrow)
-    nothing = torch.zeros(0, heads, 1, d // heads, dtype=folded.narrow, device=encoder.device)
-    return Start(torch.stack(keys) if keys else nothing, torch.stack(values) if values else nothing, last)
+    return Start(torch.cat(found), last)
 
 
 @dataclass(frozen=True)
@@ -515,12 +479,12 @@ class Constants:
 
     Attributes:
         index: [K, A] row of the tables for each prompt and depth, -1 for others.
-        keys_values: [L - 1, n, 2d].
+        qkv: [L - 1, n, 3d]; the queries are never asked.
         last: [n, d] normalised inputs of the last layer.
     """
 
     index: np.ndarray
-    keys_values: Tensor
+    qkv: Tensor
     last: Tensor
 
 
@@ -536,10 +500,10 @@ def _constants(encoder: SharedTextEncoder, ids: np.ndarray, slot: np.ndarray) ->
         cut, np.full(cut.shape, -1), before[named], np.zeros(len(named), dtype=np.int64), 0, len(encoder.embedding)
     )
     n_rows = int((forest.lengths - forest.shared).sum())
-    size = n_rows * (2 * len(folded.layers) - 1) * folded.width * folded.narrow.itemsize
+    size = n_rows * (3 * len(folded.layers) - 2) * folded.width * folded.narrow.itemsize
     if size > TABLE_BYTES:
         return None
-    keys_values, last = [], []
+    qkv, last = [], []
     index = np.full((len(ids), ids.shape[1] - 1), -1, dtype=np.int64)
     done = 0
     none = torch.zeros(0, folded.width, dtype=folded.wide, device=encoder.device)
@@ -550,28 +514,27 @@ def _constants(encoder: SharedTextEncoder, ids: np.ndarray, slot: np.ndarray) ->
             arena.reset()
             with encoder.arena() as scratch:
                 kept = _forward(encoder, encoder.start(int(ids[0, 0])), chunk, none, arena, scratch, save=True)
-            inside = slice(chunk.lead, chunk.lead + layout.n_slots)
-            own = none.new_empty(len(kept.layers), layout.n_rows, 2, folded.heads, folded.width // folded.heads)
+            own = none.new_empty(len(kept.layers), layout.n_rows, 3 * folded.width)
             for state, room in zip(kept.layers, own, strict=True):
-                for part, place in zip(state.qkv[1:], room.unbind(1), strict=True):
-                    place.copy_(part[:, inside].transpose(0, 1))
-            keys_values.append(own.flatten(2).to(folded.narrow))
+                by_place = state.qkv.permute(2, 0, 1, 3).reshape(layout.n_places, -1)
+                room.copy_(by_place[chunk.row_place])
+            qkv.append(own.to(folded.narrow))
             last.append(normalise(kept.x, folded.layers[-1].eps_1)[0].to(folded.narrow))
             index_of = _paths(layout, forest)
             for prompt, path in index_of.items():
                 rows = np.flatnonzero(forest.index == prompt)
                 index[named[rows][:, None], np.arange(len(path))[None, :]] = done + path
             done += layout.n_rows
-    return Constants(index, torch.cat(keys_values, dim=1), torch.cat(last))
+    return Constants(index, torch.cat(qkv, dim=1), torch.cat(last))
 
 
 def _paths(layout: Layout, forest: Forest) -> dict[int, np.ndarray]:
-    """Slots of each prompt of a layout, by depth."""
+    """Rows of each prompt of a layout, by depth."""
     found = {}
     for i, prompt in enumerate(layout.prompts):
-        end = layout.end_slot[i]
+        end = layout.row_place[layout.end_row[i]]
         segment = next(s for s in layout.segments if s.start <= end < s.end)
-        trunk = segment.start + np.flatnonzero(layout.trunk_seen[end])
+        trunk = layout.holds[segment.start + np.flatnonzero(layout.trunk_seen[end])]
         band = layout.end_band[i]
         path = np.concatenate([trunk, band[band >= 0]])
         found[int(prompt)] = path[np.argsort(layout.positions[path])]
@@ -586,7 +549,7 @@ class LayerState:
     """What the backward needs of a layer."""
 
     x: Tensor
-    qkv: tuple[Tensor, Tensor, Tensor]
+    qkv: Tensor
     prob: Tensor
     y: Tensor
     u: Tensor
@@ -637,9 +600,8 @@ def _forward(
         if not save:
             arena.rewind(mark)
         scratch.reset()
-        room = [_by_head(arena, chunk, folded.heads, d // folded.heads, narrow) for _ in range(3)]
-        qkv = (room[0], room[1], room[2])
-        norm_1 = _project(encoder, layer, i, chunk, x, qkv, scratch)
+        qkv = arena.take(3, folded.heads, chunk.layout.n_places, d // folded.heads, dtype=narrow)
+        norm_1 = _project(encoder, start, i, chunk, x, qkv, scratch)
         prob, o = _attend(folded, start, i, chunk, qkv, arena, scratch)
         y = arena.take(n, d, dtype=wide)
         torch.add(x, layer.b_out, out=y)
@@ -672,30 +634,13 @@ def _add_product(into: Tensor, a: Tensor, b: Tensor) -> None:
         into.add_(a @ b)
 
 
-def _by_head(arena: Arena, chunk: Chunk, heads: int, size: int, dtype: torch.dtype) -> Tensor:
-    """[H, P, e] room for the slots of all heads; what is no slot is zero, so that windows see numbers there."""
-    lead = chunk.lead
-    rows = arena.take(lead + heads * chunk.n_places, size, dtype=dtype)
-    rows[:lead].zero_()
-    main = rows[lead:].view(heads, chunk.n_places, size)
-    main[:, :lead].zero_()
-    main[:, lead + chunk.layout.n_slots :].zero_()
-    return main
-
-
 def _project(
-    encoder: SharedTextEncoder,
-    layer: FoldedLayer,
-    i: int,
-    chunk: Chunk,
-    x: Tensor,
-    qkv: tuple[Tensor, Tensor, Tensor],
-    scratch: Arena,
+    encoder: SharedTextEncoder, start: Start, i: int, chunk: Chunk, x: Tensor, qkv: Tensor, scratch: Arena
 ) -> tuple[Tensor, Tensor] | None:
-    """Write queries, keys and values of all slots; returns what the norm's backward needs."""
-    folded = encoder.folded
-    d, narrow, heads = folded.width, folded.narrow, folded.heads
-    inside = [part[:, chunk.lead : chunk.lead + chunk.layout.n_slots] for part in qkv]
+    """Write queries, keys and values [3, H, P, e] of all places; returns what the norm's backward needs."""
+    folded, layer = encoder.folded, encoder.folded.layers[i]
+    d, narrow, n = folded.width, folded.narrow, chunk.n_rows
+    sources = scratch.take(n + 1 + len(chunk.constant_index), 3 * d, dtype=narrow)
     norm: tuple[Tensor, Tensor] | None = None
     if i == 0:
         # Token rows of layer 0 depend on nothing but the token.
@@ -703,37 +648,29 @@ def _project(
             tokens = _first_layer(encoder, chunk.token_ids, chunk.token_positions)
         else:
             tokens = chunk.token_table.index_select(0, chunk.token_index)
-        _place(tokens, inside, chunk.token_slots)
+        sources.index_copy_(0, chunk.token_rows, tokens)
         if len(chunk.context_rows):
             h = normalise(x.index_select(0, chunk.context_rows), layer.eps_1)[0].to(narrow)
             own = h @ layer.w_qkv.t()
             own[:, :d] += layer.b_q
-            _place(own, inside, chunk.context_slots)
+            sources.index_copy_(0, chunk.context_rows, own)
     else:
         h, mean, rstd = normalise(x, layer.eps_1)
         norm = (mean, rstd)
-        own = torch.mm(h.to(narrow), layer.w_qkv.t(), out=scratch.take(len(h), 3 * d, dtype=narrow))
-        if chunk.row_slot is None:
-            q, k, v = own.view(len(h), 3, heads, -1).permute(1, 2, 0, 3)
-            torch.add(q, layer.b_q.view(heads, 1, -1), out=inside[0])
-            inside[1].copy_(k)
-            inside[2].copy_(v)
-        else:
-            own[:, :d] += layer.b_q
-            _place(own, inside, chunk.row_slot)
-    if chunk.row_slot is not None:
-        assert chunk.constants is not None
-        known = chunk.constants.keys_values[i].index_select(0, chunk.constant_index)
-        inside[0].index_fill_(1, chunk.constant_slot, 0)
-        _place(known, inside[1:], chunk.constant_slot)
+        torch.mm(h.to(narrow), layer.w_qkv.t(), out=sources[:n])
+        sources[:n, :d] += layer.b_q
+    sources[n] = start.qkv[i, 0]
+    if chunk.constants is not None:
+        sources[n + 1 :] = chunk.constants.qkv[i].index_select(0, chunk.constant_index)
+    placed = scratch.take(len(chunk.holds), 3 * d, dtype=narrow)
+    torch.index_select(sources, 0, chunk.holds, out=placed)
+    qkv.copy_(_by_head(placed, 3, folded.heads))
     return norm
 
 
-def _place(rows: Tensor, into: Sequence[Tensor], slots: Tensor) -> None:
-    """Rows [n, (2 or 3) d] of queries, keys and values to their slots."""
-    heads, _, size = into[0].shape
-    for part, place in zip(rows.view(len(rows), len(into), heads, size).permute(1, 2, 0, 3), into, strict=True):
-        place.index_copy_(1, slots, part)
+def _by_head(rows: Tensor, parts: int, heads: int) -> Tensor:
+    """[parts, H, P, e] view of [P, parts * d]."""
+    return rows.view(len(rows), parts, heads, -1).permute(1, 2, 0, 3)
 
 
 def _first_layer(encoder: SharedTextEncoder, ids: Tensor, positions: Tensor) -> Tensor:
@@ -746,91 +683,72 @@ def _first_layer(encoder: SharedTextEncoder, ids: Tensor, positions: Tensor) -> 
 
 
 def _attend(
-    folded: FoldedTower,
-    start: Start,
-    i: int,
-    chunk: Chunk,
-    qkv: tuple[Tensor, Tensor, Tensor],
-    arena: Arena,
-    scratch: Arena,
+    folded: FoldedTower, start: Start, i: int, chunk: Chunk, qkv: Tensor, arena: Arena, scratch: Arena
 ) -> tuple[Tensor, Tensor]:
     """Probabilities [H, P, S], for the backward, and what the rows take from it [N, d]."""
     layout, wide, narrow = chunk.layout, folded.wide, folded.narrow
-    heads, size, d = folded.heads, folded.width // folded.heads, folded.width
-    n_trunk, places = 1 + layout.n_trunk, chunk.n_places
-    inside = slice(chunk.lead, chunk.lead + layout.n_slots)
-    windows = chunk.n_windows(heads)
+    heads, n_places, window = folded.heads, layout.n_places, layout.window
+    n_trunk, size = chunk.n_trunk, folded.width // folded.heads
     q, k, v = qkv
-    prob = (arena if narrow == wide else scratch).take(heads, places, chunk.n_scores, dtype=wide)
-    prob[:, : chunk.lead].zero_()
-    prob[:, inside.stop :].zero_()
-    scores = scratch.take(windows, layout.window, chunk.n_block, dtype=narrow)
-    torch.bmm(_own_rows(q, chunk), _blocks(k, chunk).transpose(1, 2), out=scores)
-    scores = scores.view(heads, places, chunk.n_block)
-    torch.add(scores[:, inside], chunk.band_mask, out=prob[:, inside, n_trunk:])
-    for segment in layout.segments:
-        keys = _with_start(start.keys[i], k, chunk, segment, scratch)
-        at, columns = chunk.slots_of(segment), 1 + segment.trunk
+    prob = (arena if narrow == wide else scratch).take(heads, n_places, n_trunk + window, dtype=wide)
+    if not n_trunk and narrow == wide:
+        scores = prob
+    else:
+        scores = scratch.take(heads, n_places, window, dtype=narrow)
+    torch.bmm(_windows(q, window), _windows(k, window).transpose(1, 2), out=scores.view(-1, window, window))
+    torch.add(scores, chunk.band_mask, out=prob[:, :, n_trunk:])
+    for segment in chunk.segments:
+        at, columns = slice(segment.start, segment.end), 1 + segment.trunk
+        keys = _with_start(start, i, 1, k, segment, scratch)
         scores = scratch.take(heads, segment.end - segment.start, columns, dtype=narrow)
         torch.bmm(q[:, at], keys.transpose(1, 2), out=scores)
-        torch.add(scores, chunk.trunk_mask[segment.start : segment.end, :columns], out=prob[:, at, :columns])
+        torch.add(scores, chunk.trunk_mask[at, :columns], out=prob[:, at, :columns])
         if columns < n_trunk:
             prob[:, at, columns:n_trunk] = -torch.inf
     torch.ops.aten._softmax.out(prob, -1, False, out=prob)  # noqa: SLF001
     if narrow != wide:
         prob = arena.take(*prob.shape, dtype=narrow).copy_(prob)
 
-    taken = scratch.take(heads, places, size, dtype=narrow)
-    taken[:, : chunk.lead].zero_()
-    taken[:, inside.stop :].zero_()
-    for segment in layout.segments:
-        values = _with_start(start.values[i], v, chunk, segment, scratch)
-        at, columns = chunk.slots_of(segment), 1 + segment.trunk
+    taken = scratch.take(heads, n_places, size, dtype=narrow)
+    for segment in chunk.segments:
+        at, columns = slice(segment.start, segment.end), 1 + segment.trunk
+        values = _with_start(start, i, 2, v, segment, scratch)
         _bmm_into(taken[:, at], prob[:, at, :columns], values, scratch)
-    own = taken.view(windows, layout.window, size)
-    torch.baddbmm(own, _windowed(prob, n_trunk, chunk), _blocks(v, chunk), out=own)
-    o = scratch.take(chunk.n_rows, d, dtype=narrow)
-    seen = taken[:, inside]
-    if chunk.row_slot is not None:
-        seen = seen.index_select(1, chunk.row_slot)
-    o.view(-1, heads, size).transpose(0, 1).copy_(seen)
+    _add_band(taken, _band(prob, chunk), v, chunk)
+    by_place = scratch.take(n_places, folded.width, dtype=narrow)
+    _by_head(by_place, 1, heads)[0].copy_(taken)
+    o = scratch.take(chunk.n_rows, folded.width, dtype=narrow)
+    torch.index_select(by_place, 0, chunk.row_place, out=o)
     return prob, o
 
 
-def _own_rows(rows: Tensor, chunk: Chunk) -> Tensor:
-    """[windows, W, e] each window's own rows, of [H, P, e]."""
-    return rows.view(-1, chunk.layout.window, rows.shape[2])
+def _windows(places: Tensor, window: int) -> Tensor:
+    """[H P / W, W, e] of [H, P, e]."""
+    return places.view(-1, window, places.shape[2])
 
 
-def _blocks(rows: Tensor, chunk: Chunk) -> Tensor:
-    """[windows, R + W, e] each window's keys or values: overlapping views, never to be written through."""
-    heads, places, size = rows.shape
-    window, reach = chunk.layout.window, chunk.layout.reach
-    return rows.as_strided(
-        (heads * places // window, chunk.n_block, size),
-        (window * size, size, 1),
-        rows.storage_offset() - reach * size,
-    )
-
-
-def _windowed(scores: Tensor, column: int, chunk: Chunk) -> Tensor:
-    """[windows, W, R + W] the band's columns, of [H, P, S]."""
-    heads, places, columns = scores.shape
+def _band(scores: Tensor, chunk: Chunk) -> Tensor:
+    """[H P / W, W, W] the windows' columns of [H, P, S]."""
     window = chunk.layout.window
-    return scores.as_strided(
-        (heads * places // window, window, chunk.n_block),
-        (window * columns, columns, 1),
-        scores.storage_offset() + column,
-    )
+    return scores.view(-1, window, scores.shape[2])[:, :, chunk.n_trunk :]
 
 
-def _with_start(start: Tensor, rows: Tensor, chunk: Chunk, segment: Segment, scratch: Arena) -> Tensor:
-    """[H, 1 + T, e] keys (or values) of SOT and of a segment's trunk."""
-    heads, _, size = start.shape
-    both = scratch.take(heads, 1 + segment.trunk, size, dtype=start.dtype)
-    both[:, :1] = start
-    first = chunk.lead + segment.start
-    both[:, 1:] = rows[:, first : first + segment.trunk]
+def _add_band(into: Tensor, weights: Tensor, values: Tensor, chunk: Chunk) -> None:
+    """What windows take from themselves, added to what came from the trunk if there is one."""
+    window = chunk.layout.window
+    own = _windows(into, window)
+    if chunk.n_trunk:
+        torch.baddbmm(own, weights, _windows(values, window), out=own)
+    else:
+        torch.bmm(weights, _windows(values, window), out=own)
+
+
+def _with_start(start: Start, i: int, part: int, places: Tensor, segment: Segment, scratch: Arena) -> Tensor:
+    """[H, 1 + T, e] keys (part 1) or values (part 2) of SOT and of a segment's trunk."""
+    heads, _, size = places.shape
+    both = scratch.take(heads, 1 + segment.trunk, size, dtype=places.dtype)
+    both[:, 0] = start.qkv[i, 0].view(3, heads, size)[part]
+    both[:, 1:] = places[:, segment.start : segment.start + segment.trunk]
     return both
 
 
@@ -853,11 +771,15 @@ def _finish(folded: FoldedTower, start: Start, chunk: Chunk, x: Tensor) -> Tenso
     w_q, w_k, w_v = layer.w_qkv.view(3, heads, d // heads, d)
     n_prompts, n_trunk = len(chunk.end_rows), 1 + layout.n_trunk
     h = F.layer_norm(x, (d,), eps=layer.eps_1).to(narrow)
-    every = h if chunk.row_slot is None or chunk.constants is None else torch.cat([h, chunk.constants.last])
+    every = h if chunk.constants is None else torch.cat([h, chunk.constants.last])
     q = h.index_select(0, chunk.end_rows) @ w_q.reshape(d, d).t() + layer.b_q
     q = torch.bmm(q.view(n_prompts, heads, -1).transpose(0, 1), w_k)  # [H, C, d]
     band = every.index_select(0, chunk.end_band.flatten()).view(n_prompts, -1, d)  # [C, A', d]
-    trunks = [torch.cat([start.last, h[s.start : s.start + s.trunk]]) for s in layout.segments]
+    firsts = [int(layout.holds[s.start]) for s in layout.segments]  # a trunk's rows stand together too
+    trunks = [
+        torch.cat([start.last, h[first : first + s.trunk]])
+        for s, first in zip(layout.segments, firsts, strict=True)
+    ]
     scores = [
         F.pad(q[:, s.first_prompt : s.end_prompt] @ keys.t(), (0, n_trunk - len(keys)))
         for s, keys in zip(layout.segments, trunks, strict=True)
@@ -890,7 +812,7 @@ def _backward(
     encoder: SharedTextEncoder, start: Start, state: ChunkState, grad: Tensor, into: Tensor, scratch: Arena
 ) -> None:
     """Add a chunk's gradients to those of the context vectors [G n, d]."""
-    folded, chunk, layout = encoder.folded, state.chunk, state.chunk.layout
+    folded, chunk = encoder.folded, state.chunk
     d, narrow = folded.width, folded.narrow
     with torch.enable_grad():
         (g,) = torch.autograd.grad(state.features, state.x, grad)
@@ -901,14 +823,8 @@ def _backward(
         du = folded.activate_backward(da, kept.u)
         dh = torch.mm(du, layer.w_up, out=scratch.take(len(g), d, dtype=narrow))
         g += normalise_backward(dh.to(folded.wide), kept.y, *kept.norm_2)
-        own = torch.mm(g.to(narrow), layer.w_out, out=scratch.take(len(g), d, dtype=narrow))
-        do = _by_head(scratch, chunk, folded.heads, d // folded.heads, narrow)
-        inside = do[:, chunk.lead : chunk.lead + layout.n_slots]
-        if chunk.row_slot is None:
-            inside.copy_(own.view(len(own), folded.heads, -1).transpose(0, 1))
-        else:
-            inside.index_fill_(1, chunk.constant_slot, 0)
-            _place(own, [inside], chunk.row_slot)
+        own = torch.mm(g.to(narrow), layer.w_out, out=scratch.take(len(g) + 1, d, dtype=narrow)[:-1])
+        do = _spread(own, chunk, folded.heads, scratch)
         dqkv = _attend_backward(folded, start, i, chunk, kept, do, scratch)
         if i > 0:
             dh = torch.mm(dqkv, layer.w_qkv, out=dh)
@@ -926,26 +842,35 @@ def _backward(
         into.index_add_(0, chunk.context_index, g.index_select(0, chunk.context_rows))
 
 
+def _spread(rows: Tensor, chunk: Chunk, heads: int, scratch: Arena) -> Tensor:
+    """[H, P, e] gradients at the places of the rows [N, d]; zero where there is no row."""
+    n_places, width = chunk.layout.n_places, rows.shape[1]
+    by_place = scratch.take(n_places, width, dtype=rows.dtype).zero_()
+    by_place.index_copy_(0, chunk.row_place, rows)
+    spread = scratch.take(heads, n_places, width // heads, dtype=rows.dtype)
+    return spread.copy_(_by_head(by_place, 1, heads)[0])
+
+
 def _attend_backward(
     folded: FoldedTower, start: Start, i: int, chunk: Chunk, kept: LayerState, do: Tensor, scratch: Arena
 ) -> Tensor:
     """Gradients [N, 3d] of queries, keys and values, of ``do`` [H, P, e]."""
     layout, wide, narrow = chunk.layout, folded.wide, folded.narrow
-    heads, size, d = folded.heads, folded.width // folded.heads, folded.width
-    n_trunk, places = 1 + layout.n_trunk, chunk.n_places
-    inside = slice(chunk.lead, chunk.lead + layout.n_slots)
-    windows = chunk.n_windows(heads)
-    prob, (q, k, v) = kept.prob, kept.qkv
+    heads, n_places, window = folded.heads, layout.n_places, layout.window
+    n_trunk, prob = chunk.n_trunk, kept.prob
+    q, k, v = kept.qkv
 
-    dscore = scratch.take(heads, places, chunk.n_scores, dtype=wide)
-    banded = scratch.take(windows, layout.window, chunk.n_block, dtype=narrow)
-    torch.bmm(_own_rows(do, chunk), _blocks(v, chunk).transpose(1, 2), out=banded)
-    dscore[:, :, n_trunk:] = banded.view(heads, places, chunk.n_block)
-    dscore[:, : chunk.lead, :n_trunk].zero_()
-    dscore[:, inside.stop :, :n_trunk].zero_()
-    for segment in layout.segments:
-        at, columns = chunk.slots_of(segment), 1 + segment.trunk
-        values = _with_start(start.values[i], v, chunk, segment, scratch)
+    dscore = scratch.take(heads, n_places, n_trunk + window, dtype=wide)
+    if not n_trunk and narrow == wide:
+        banded = dscore
+    else:
+        banded = scratch.take(heads, n_places, window, dtype=narrow)
+    torch.bmm(_windows(do, window), _windows(v, window).transpose(1, 2), out=banded.view(-1, window, window))
+    if banded is not dscore:
+        dscore[:, :, n_trunk:] = banded
+    for segment in chunk.segments:
+        at, columns = slice(segment.start, segment.end), 1 + segment.trunk
+        values = _with_start(start, i, 2, v, segment, scratch)
         _bmm_into(dscore[:, at, :columns], do[:, at], values.transpose(1, 2), scratch)
         if columns < n_trunk:
             dscore[:, at, columns:n_trunk].zero_()
@@ -955,47 +880,26 @@ def _attend_backward(
     if narrow != wide:
         dscore = dscore.to(narrow)
 
-    dqkv = scratch.take(layout.n_slots, 3 * d, dtype=narrow)
-    by_head = dqkv.view(layout.n_slots, 3, heads, size).permute(1, 2, 0, 3)  # [3, H, M, e]
-    dq = scratch.take(heads, places, size, dtype=narrow)
-    dq[:, : chunk.lead].zero_()
-    dq[:, inside.stop :].zero_()
-    for segment in layout.segments:
-        at, columns = chunk.slots_of(segment), 1 + segment.trunk
-        keys = _with_start(start.keys[i], k, chunk, segment, scratch)
+    grads = scratch.take(3, *q.shape, dtype=narrow)
+    dq, dk, dv = grads
+    for segment in chunk.segments:
+        at, columns = slice(segment.start, segment.end), 1 + segment.trunk
+        keys = _with_start(start, i, 1, k, segment, scratch)
         _bmm_into(dq[:, at], dscore[:, at, :columns], keys, scratch)
-    own = dq.view(windows, layout.window, size)
-    weights = _windowed(dscore, n_trunk, chunk)
-    torch.baddbmm(own, weights, _blocks(k, chunk), out=own)
-    by_head[0].copy_(dq[:, inside])
-    blocks = scratch.take(windows, chunk.n_block, size, dtype=narrow)
-    torch.bmm(weights.transpose(1, 2), _own_rows(q, chunk), out=blocks)
-    _fold_windows(blocks, by_head[1], chunk)
-    torch.bmm(_windowed(prob, n_trunk, chunk).transpose(1, 2), _own_rows(do, chunk), out=blocks)
-    _fold_windows(blocks, by_head[2], chunk)
-    for segment in layout.segments:
+    weights = _band(dscore, chunk)
+    _add_band(dq, weights, k, chunk)
+    torch.bmm(weights.transpose(1, 2), _windows(q, window), out=_windows(dk, window))
+    torch.bmm(_band(prob, chunk).transpose(1, 2), _windows(do, window), out=_windows(dv, window))
+    for segment in chunk.segments:
         if segment.trunk:
-            at, columns = chunk.slots_of(segment), slice(1, 1 + segment.trunk)
+            at, columns = slice(segment.start, segment.end), slice(1, 1 + segment.trunk)
             trunk = slice(segment.start, segment.start + segment.trunk)
-            by_head[1, :, trunk] += torch.bmm(dscore[:, at, columns].transpose(1, 2), q[:, at])
-            by_head[2, :, trunk] += torch.bmm(prob[:, at, columns].transpose(1, 2), do[:, at])
-    return dqkv if chunk.row_slot is None else dqkv.index_select(0, chunk.row_slot)
-
-
-def _fold_windows(blocks: Tensor, into: Tensor, chunk: Chunk) -> None:
-    """Add up the overlapping blocks [windows, R + W, e] into the slots' rows [H, M, e]."""
-    heads, n_slots, size = into.shape
-    window, reach = chunk.layout.window, chunk.layout.reach
-    blocks = blocks.view(heads, -1, chunk.n_block, size)
-    total = blocks[:, :, reach:]  # each window's own rows
-    for back in range(1, chunk.lead // window + 1):
-        # The columns of the lead that lie ``back`` windows before.
-        low, high = max(0, reach - back * window), reach - (back - 1) * window
-        total[:, :-back, window - (high - low) if low == 0 else 0 :] += blocks[:, back:, low:high]
-    first, whole = chunk.lead // window, n_slots // window
-    into[:, : whole * window].unflatten(1, (whole, window)).copy_(total[:, first : first + whole])
-    if whole * window < n_slots:
-        into[:, whole * window :].copy_(total[:, first + whole, : n_slots - whole * window])
+            dk[:, trunk] += torch.bmm(dscore[:, at, columns].transpose(1, 2), q[:, at])
+            dv[:, trunk] += torch.bmm(prob[:, at, columns].transpose(1, 2), do[:, at])
+    by_place = scratch.take(n_places, 3 * folded.width, dtype=narrow)
+    _by_head(by_place, 3, heads).copy_(grads)
+    rows = scratch.take(chunk.n_rows, 3 * folded.width, dtype=narrow)
+    return torch.index_select(by_place, 0, chunk.row_place, out=rows)
 
 
 class _Encode(torch.autograd.Function):
@@ -1075,8 +979,8 @@ def _saved_bytes(folded: FoldedTower, chunk: Chunk) -> int:
     """What a chunk keeps for the backward, roughly."""
     d, up = folded.width, folded.layers[0].w_up.shape[0]
     narrow, wide = folded.narrow.itemsize, folded.wide.itemsize
-    scores = folded.heads * chunk.n_places * chunk.n_scores * narrow
-    slots = 3 * d * chunk.n_places * narrow
+    scores = folded.heads * chunk.layout.n_places * (chunk.n_trunk + chunk.layout.window) * narrow
+    slots = 3 * d * chunk.layout.n_places * narrow
     rows = chunk.n_rows * (2 * d * wide + up * narrow)
     return (len(folded.layers) - 1) * (scores + slots + rows)
 
