@@ -223,7 +223,7 @@ class Chunk:
         token_table: [U, 3d] layer 0 of all tokens at their positions, or None; ``token_index`` into it.
         context_rows: rows that are context vectors, with ``context_index`` and ``context_positions``.
         holds: [P] the source of each place: a row, N for SOT, N + 1 + i for the i-th constant.
-        row_place: [N] the place of each row.
+        row_place: [N] the place of each row, and ``row_of_place`` [P] the reverse, N where there is none.
         constants: the table of constants, and ``constant_index``, those that are placed.
         trunk_mask: [P, 1 + T] added to the scores of SOT and trunk.
         band_mask: [P, W] added to those of the window.
@@ -243,6 +243,7 @@ class Chunk:
     context_positions: Tensor
     holds: Tensor
     row_place: Tensor
+    row_of_place: Tensor
     constants: Constants | None
     constant_index: Tensor
     trunk_mask: Tensor
@@ -430,6 +431,7 @@ def _on_device(
         context_positions=tensor(layout.positions[~is_token]),
         holds=tensor(sources),
         row_place=tensor(layout.row_place),
+        row_of_place=tensor(np.where((holds < 0) | (holds >= n), n, holds)),
         constants=constants if len(table) else None,
         constant_index=tensor(table),
         trunk_mask=mask(np.concatenate([sot, layout.trunk_seen], axis=1)),
@@ -651,20 +653,19 @@ def _project(
         sources.index_copy_(0, chunk.token_rows, tokens)
         if len(chunk.context_rows):
             h = normalise(x.index_select(0, chunk.context_rows), layer.eps_1)[0].to(narrow)
-            own = h @ layer.w_qkv.t()
-            own[:, :d] += layer.b_q
-            sources.index_copy_(0, chunk.context_rows, own)
+            sources.index_copy_(0, chunk.context_rows, h @ layer.w_qkv.t())
     else:
         h, mean, rstd = normalise(x, layer.eps_1)
         norm = (mean, rstd)
         torch.mm(h.to(narrow), layer.w_qkv.t(), out=sources[:n])
-        sources[:n, :d] += layer.b_q
     sources[n] = start.qkv[i, 0]
     if chunk.constants is not None:
         sources[n + 1 :] = chunk.constants.qkv[i].index_select(0, chunk.constant_index)
     placed = scratch.take(len(chunk.holds), 3 * d, dtype=narrow)
     torch.index_select(sources, 0, chunk.holds, out=placed)
-    qkv.copy_(_by_head(placed, 3, folded.heads))
+    by_head = _by_head(placed, 3, folded.heads)
+    torch.add(by_head[0], layer.b_q.view(folded.heads, 1, -1), out=qkv[0])
+    qkv[1:] = by_head[1:]
     return norm
 
 
@@ -674,12 +675,10 @@ def _by_head(rows: Tensor, parts: int, heads: int) -> Tensor:
 
 
 def _first_layer(encoder: SharedTextEncoder, ids: Tensor, positions: Tensor) -> Tensor:
-    """[tokens, 3d] queries, keys and values of layer 0 of tokens at their positions."""
+    """[tokens, 3d] queries (without their bias), keys and values of layer 0 of tokens at their positions."""
     layer, folded = encoder.folded.layers[0], encoder.folded
     x = encoder.embedding[ids].to(folded.wide) + encoder.positions[positions]
-    qkv = normalise(x, layer.eps_1)[0].to(folded.narrow) @ layer.w_qkv.t()
-    qkv[:, : folded.width] += layer.b_q
-    return qkv
+    return normalise(x, layer.eps_1)[0].to(folded.narrow) @ layer.w_qkv.t()
 
 
 def _attend(
@@ -823,8 +822,9 @@ def _backward(
         du = folded.activate_backward(da, kept.u)
         dh = torch.mm(du, layer.w_up, out=scratch.take(len(g), d, dtype=narrow))
         g += normalise_backward(dh.to(folded.wide), kept.y, *kept.norm_2)
-        own = torch.mm(g.to(narrow), layer.w_out, out=scratch.take(len(g) + 1, d, dtype=narrow)[:-1])
-        do = _spread(own, chunk, folded.heads, scratch)
+        rows = scratch.take(len(g) + 1, d, dtype=narrow)
+        torch.mm(g.to(narrow), layer.w_out, out=rows[:-1])
+        do = _spread(rows, chunk, folded.heads, scratch)
         dqkv = _attend_backward(folded, start, i, chunk, kept, do, scratch)
         if i > 0:
             dh = torch.mm(dqkv, layer.w_qkv, out=dh)
@@ -843,10 +843,11 @@ def _backward(
 
 
 def _spread(rows: Tensor, chunk: Chunk, heads: int, scratch: Arena) -> Tensor:
-    """[H, P, e] gradients at the places of the rows [N, d]; zero where there is no row."""
+    """[H, P, e] gradients at the places of the rows [N + 1, d]; zero, the last row, where there is no row."""
+    rows[-1] = 0
     n_places, width = chunk.layout.n_places, rows.shape[1]
-    by_place = scratch.take(n_places, width, dtype=rows.dtype).zero_()
-    by_place.index_copy_(0, chunk.row_place, rows)
+    by_place = scratch.take(n_places, width, dtype=rows.dtype)
+    torch.index_select(rows, 0, chunk.row_of_place, out=by_place)
     spread = scratch.take(heads, n_places, width // heads, dtype=rows.dtype)
     return spread.copy_(_by_head(by_place, 1, heads)[0])
 
