@@ -287,10 +287,10 @@ class FeatureCache:
             with _transaction(database, "IMMEDIATE"):
                 database.execute("DELETE FROM encoders WHERE id NOT IN (SELECT encoder FROM images)")
 
-        if encoders is None and unused_since is None:
-            (self.folder / ASIDE).unlink(missing_ok=True)
         if self.path.exists() and not self._do(write, writes=True):
             raise self._refused()
+        if encoders is None and unused_since is None:
+            (self.folder / ASIDE).unlink(missing_ok=True)
 
     def shrink(self, to_bytes: int) -> None:
         """Take out the images used least recently until no more than this is left on the disk.
@@ -410,14 +410,12 @@ def _prepare(database: sqlite3.Connection) -> None:
     Raises:
         sqlite3.Error: the file is damaged or not ours.
     """
-    for setting in (
-        f"page_size = {_PAGE_BYTES}",
-        "auto_vacuum = INCREMENTAL",
-        "synchronous = NORMAL",  # losing the last features with the power is no loss
-        "temp_store = MEMORY",
-    ):
-        database.execute(f"PRAGMA {setting}")
+    database.execute("PRAGMA synchronous = NORMAL")  # losing the last features with the power is no loss
+    database.execute("PRAGMA temp_store = MEMORY")
     if _kind(database) != (_APPLICATION, _FORMAT):
+        # Both only before anything is written; said again, the second would write.
+        database.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
+        database.execute("PRAGMA auto_vacuum = INCREMENTAL")
         with _transaction(database, "IMMEDIATE"):
             kind = _kind(database)  # again: another process may have made them
             [n_tables] = database.execute("SELECT count(*) FROM sqlite_master").fetchone()
@@ -481,7 +479,8 @@ def _remove(database: sqlite3.Connection, images: Sequence[tuple[int]]) -> None:
     with _transaction(database, "IMMEDIATE"):
         database.executemany("DELETE FROM features WHERE image = ?", images)
         database.executemany("DELETE FROM images WHERE id = ?", images)
-    database.execute("PRAGMA incremental_vacuum").fetchall()  # a page at a time, as long as it is asked
+    # A page a step; only a script is stepped through to its end.
+    database.executescript("PRAGMA incremental_vacuum")
 
 
 def _size(database: sqlite3.Connection) -> int:

@@ -98,7 +98,9 @@ class ImageFeatures:
         Raises:
             SuiteError: every image that cannot be read.
         """
-        keys = [(record.digest, view) for record, view in zip(records, views, strict=True)]
+        # Each file is looked at once, however many of its views are asked for.
+        digests = {number: record.digest for number, record in {id(r): r for r in records}.items()}
+        keys = [(digests[id(record)], view) for record, view in zip(records, views, strict=True)]
         missing = {key: record for key, record in zip(keys, records, strict=True) if key not in self._known}
         if missing:
             self._recall(list(missing))
