@@ -399,7 +399,9 @@ def test_contents_tell_what_is_there_by_encoder(tmp_path):
     with FeatureCache(tmp_path, GENEROUS, now=clock) as cache:
         cache.put(encoder(), some(3))
         clock.now += 50
-        cache.put(encoder("other", precision="bf16", details={"computed_by": ["cuda", "x"]}), some(2, views=1))
+        cache.put(
+            encoder("other", precision="bf16", details={"computed_by": ["cuda", "x"]}), some(2, views=1)
+        )
         last, first = cache.contents()
     assert (first.backbone, first.precision, first.images, first.entries) == ("toy", "fp32", 3, 12)
     assert first.feature_bytes == 12 * 4 * DIM
