@@ -8,13 +8,11 @@ import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Literal
-
 from softcpt.core.errors import ConfigError, Fault
 from softcpt.engine.feature_cache import FeatureCache
 
-CacheChoice = Path | str | Literal[False] | None
-"""A folder; False for no cache; None for what the environment says, or else the user's cache folder."""
+CacheChoice = Path | str | bool | None
+"""A folder; False for no cache; None or True for what the environment says, or else the user's folder."""
 
 FOLDER = "SOFTCPT_CACHE"
 LIMIT = "SOFTCPT_CACHE_LIMIT"
@@ -39,7 +37,7 @@ def cache_folder(choice: CacheChoice = None) -> Path | None:
     """The cache's folder; None where there shall be no cache."""
     if choice is False:
         return None
-    if choice is not None:
+    if choice is not None and choice is not True:
         return Path(choice).expanduser()
     said = os.environ.get(FOLDER, "").strip()
     if said.lower() == OFF:

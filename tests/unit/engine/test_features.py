@@ -293,7 +293,7 @@ def test_every_bad_picture_is_told_once_in_one_error(own_suite, toy):
 
 def test_the_environment_names_the_folder_or_turns_it_off(monkeypatch, tmp_path):
     monkeypatch.setenv("SOFTCPT_CACHE", str(tmp_path / "named"))
-    assert cache_folder() == tmp_path / "named"
+    assert cache_folder() == cache_folder(True) == tmp_path / "named"
     assert cache_folder(tmp_path) == tmp_path
     assert cache_folder(False) is None
     for off in ("off", "OFF", " off "):
