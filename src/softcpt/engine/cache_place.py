@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+
 from softcpt.core.errors import ConfigError, Fault
 from softcpt.engine.feature_cache import FeatureCache
 
