@@ -118,6 +118,26 @@ def test_clear_does_what_is_answered(softcpt, kept, monkeypatch, answer, left):
     assert set(entries(kept)) == left
 
 
+@pytest.mark.parametrize(("answer", "left"), [(b"y\n", 0), (b"\n", 606)])
+def test_clear_asks_at_a_terminal(kept, answer, left):
+    ours, theirs = os.openpty()
+    try:
+        os.write(ours, answer)
+        done = subprocess.run(
+            [sys.executable, "-m", "softcpt", "cache", "clear"],
+            stdin=theirs,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert done.returncode == 0
+    assert f"Remove everything in {kept}" in done.stderr
+    assert sum(entries(kept).values()) == left
+
+
 @pytest.mark.parametrize("name", ["old", "cdcd", "CDCDCD", "cd" * 32])
 def test_clear_can_be_of_one_backbone(softcpt, kept, name):
     assert softcpt("cache", "clear", "--yes", "--backbone", name).code == 0

@@ -3,6 +3,7 @@
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -236,22 +237,13 @@ def test_a_picture_is_decoded_once_for_several_views(toy, records, monkeypatch):
     assert sorted(opened) == sorted(record.path for record in records)
 
 
-def test_decoding_never_runs_far_ahead(suite, toy, monkeypatch):
-    begun, begun_before = [], []
-    open_image, encode = features.open_image, features.encode_alike
-    monkeypatch.setattr(features, "open_image", lambda path: begun.append(path) or open_image(path))
-    monkeypatch.setattr(features, "VIEWS_PER_DECODING", 1)
-
-    def watched(backbone, pixels, precision):
-        begun_before.append(len(begun))
-        return encode(backbone, pixels, precision)
-
-    monkeypatch.setattr(features, "encode_alike", watched)
-    views = [view for view in range(6) for _ in suite.records]
-    ImageFeatures(toy).views([*suite.records] * 6, views)
-    assert len(begun_before) == -(-len(views) // IMAGES_AT_ONCE) > 2 * (features.PIECES_AHEAD + 1)
-    for i, n in enumerate(begun_before):
-        assert n <= (i + 1 + features.PIECES_AHEAD) * IMAGES_AT_ONCE
+def test_decoding_never_runs_far_ahead():
+    """What waits to be encoded is bounded: a suite's pixels would not fit into memory."""
+    begun = []
+    pool = SimpleNamespace(submit=lambda decode, job: begun.append(job))
+    pieces = iter([[number] for number in range(9)])
+    n_begun = [len(begun) for _ in features._ahead(pool, None, pieces)]
+    assert n_begun == [3, 4, 5, 6, 7, 8, 9, 9, 9]
 
 
 def test_decoding_goes_on_during_encoding(suite, toy, monkeypatch):
