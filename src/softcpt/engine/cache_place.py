@@ -19,7 +19,7 @@ FOLDER = "SOFTCPT_CACHE"
 LIMIT = "SOFTCPT_CACHE_LIMIT"
 OFF = "off"
 LIMIT_BYTES = 10_000_000_000
-"""Some five million views of a ViT-B: more than all methods, shots and seeds of a large suite share."""
+"""Some four million views of a ViT-B: more than all methods, shots and seeds of a large suite share."""
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
