@@ -38,7 +38,7 @@ def softcpt(capsys, monkeypatch):
     """Runs a command line and returns exit code, stdout and stderr."""
 
     def run(*arguments, stdin=b""):
-        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(stdin)))
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(stdin), isatty=lambda: False))
         capsys.readouterr()
         code = main([str(argument) for argument in arguments])
         said = capsys.readouterr()

@@ -32,9 +32,11 @@ def test_commands_page_describes_every_option_of_every_command():
         section = re.search(rf"^## `softcpt {name}\b.*?(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)
         assert section, name
         command = cli.get_command(click.Context(cli), name)
-        for param in command.params:
-            if isinstance(param, click.Option):
-                assert param.opts[0] in section.group(), f"softcpt {name} {param.opts[0]}"
+        below = command.commands.values() if isinstance(command, click.Group) else ()
+        for part in (command, *below):
+            for param in part.params:
+                if isinstance(param, click.Option):
+                    assert param.opts[0] in section.group(), f"softcpt {name} {param.opts[0]}"
 
 
 def test_keys_page_lists_every_method_and_key_with_its_default():

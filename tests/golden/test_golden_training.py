@@ -104,7 +104,7 @@ class GivenFeatures:
     def __init__(self, backbone, features):
         self.backbone, self.features = backbone, features
 
-    def views(self, rows, views):
+    def views(self, rows, views, on_done=None):
         return self.features[list(rows)]
 
 

@@ -17,6 +17,7 @@ from softcpt.data.record import Record, Suite, Task
 from softcpt.data.split import split_suite
 from softcpt.data.suite import load_suite, scan_suite
 from softcpt.engine.adapter import problem_of, restore_classifier
+from softcpt.engine.cache_place import CacheChoice, open_cache
 from softcpt.engine.features import ImageFeatures
 from softcpt.engine.loop import OnProgress, Progress
 from softcpt.engine.metrics import class_recalls, mean_class_accuracy, overall_accuracy
@@ -141,6 +142,7 @@ def evaluate(
     backbone: Backbone | Path | str | None = None,
     device: str = "auto",
     skip_bad_images: bool = False,
+    cache: CacheChoice = None,
     on_progress: OnProgress | None = None,
 ) -> Evaluation:
     """Score a run on test images it has never seen.
@@ -152,13 +154,16 @@ def evaluate(
         backbone: where the run's backbone is now, if not where it was.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         skip_bad_images: leave out images that cannot be read.
+        cache: folder where image features are kept, as for :func:`softcpt.train`.
         on_progress: told how far it is.
 
     Raises:
+        ConfigError: the cache's settings in the environment.
         RunError: the run has no test images.
         SuiteError: missing or changed images, or a suite with other tasks.
         AdapterError: the run's files or the backbone are not what they were.
     """
+    kept = open_cache(cache)
     run = run if isinstance(run, Run) else open_run(run)
     tasks = run.adapter.tasks
     if suite is None:
@@ -172,9 +177,9 @@ def evaluate(
         )
     model = load_run_backbone(run, backbone, device)
     classifier = restore_classifier(run.adapter, model)
-    features = ImageFeatures(model)  # in fp32, so that images one by one give the same probabilities
     told = _teller(on_progress, len(records))
-    centres = features.centres(records, told)
+    with kept as store:  # in fp32, so that images one by one give the same probabilities
+        centres = ImageFeatures(model, cache=store).centres(records, told)
     score, guess = classifier.scorer(), ZeroShot(problem_of(tasks, model)).scorer()
     scores, predictions = [], []
     for t, task in enumerate(tasks):

@@ -1,4 +1,4 @@
-"""The training loop: mixed-task batches of cached views, one optimizer, one schedule."""
+"""The training loop: mixed-task batches of views, one optimizer, one schedule."""
 
 from __future__ import annotations
 
@@ -18,12 +18,16 @@ from softcpt.core.seeds import seed_for_torch, stream
 from softcpt.data.order import epoch_batches
 from softcpt.data.record import Record
 from softcpt.engine.config import TrainConfig
-from softcpt.engine.features import CENTRE, ImageFeatures, autocast
+from softcpt.engine.epoch_features import EpochFeatures, ViewOrder
+from softcpt.engine.features import ImageFeatures, autocast
 from softcpt.engine.optim import OptimSpec, build_optimizer, learning_rate, set_learning_rate, take_step
 from softcpt.methods.base import Classifier
 
 PATIENCE_EPOCHS = 10
 """``epochs=auto`` stops after this many epochs without a better val score."""
+
+STEPS_READ_AT_ONCE = {"cuda": 32, "mps": 32}
+"""Losses read back together, by type of device; on the CPU there is nothing to wait for."""
 
 
 @dataclass(frozen=True)
@@ -128,58 +132,57 @@ def fit(
         part: name of this training in its random streams and metrics: a task's, or ``all tasks``.
         validate: score on the val samples; asked after every epoch where ``epochs=auto``.
         on_step: told after every step, and every val score.
-        on_progress: told after every step.
+        on_progress: told while image features are made, and after every step.
 
     Returns:
         How many epochs, and which one was kept.
 
     Raises:
         RunError: the loss is no longer a number.
+        SuiteError: every image that cannot be read.
     """
     spec = settings.optim(shots)
     optimizer = build_optimizer(classifier.parameters(), spec)
     device = features.backbone.device
     scaler = torch.amp.GradScaler(device.type) if features.precision == "fp16" else None
+    columns = pool.columns.to(device)
     weights = task_weights(classifier, pool, settings)
-    views = ViewOrder(pool.records, settings.views, seed)
+    weights = None if weights is None else weights.to(device)
+    shown = EpochFeatures(
+        pool.records,
+        features,
+        ViewOrder(pool.records, settings.views, seed),
+        spec.epochs,
+        on_progress and (lambda done, total: on_progress(Progress("image features", done, total))),
+    )
     sampling = torch.Generator().manual_seed(seed_for_torch("class sampling", seed, part))
     order = stream("order", seed, part)
     chooser = BestOnVal(validate) if settings.epochs == "auto" and validate is not None else None
     balanced = settings.balance == "tasks"
-    began = time.perf_counter()
-    step = seen = 0
+    total = n_steps(spec, len(pool.records), settings.batch_size)
+    steps = StepReader(part, total, device, on_step, on_progress)
     for epoch in range(spec.epochs):
         rate = learning_rate(spec, epoch)
         set_learning_rate(optimizer, rate)
+        # Everything an epoch's steps need goes to the device here: a step itself only points into it.
         batches = epoch_batches(pool.tasks, settings.batch_size, order, balanced)
-        for batch in batches:
-            records = [pool.records[i] for i in batch]
-            images = features.views(records, views.at(epoch, batch))
-            columns = pool.columns[batch].to(device)
+        sizes = [len(batch) for batch in batches]
+        rows = torch.from_numpy(np.concatenate(batches)).to(device)
+        parts = zip(
+            torch.split(rows, sizes),
+            torch.split(columns[rows], sizes),
+            [None] * len(sizes) if weights is None else torch.split(weights[rows], sizes),
+            strict=True,
+        )
+        images = shown.at(epoch)
+        for of_batch, columns_of_batch, weights_of_batch in parts:
             with autocast(device, features.precision):
                 loss = classifier.loss(
-                    images,
-                    columns,
-                    rng=sampling,
-                    weights=None if weights is None else weights[batch].to(device),
-                )
-            value = float(loss.detach())
-            if not math.isfinite(value):
-                raise RunError(
-                    Fault(
-                        f"{part}, epoch {epoch}", f"the loss is {value}", "lower lr, or use precision=fp32"
-                    ),
-                    about="the training",
+                    images[of_batch], columns_of_batch, rng=sampling, weights=weights_of_batch
                 )
             take_step(optimizer, loss, spec, scaler)
-            step, seen = step + 1, seen + len(batch)
-            seconds = time.perf_counter() - began
-            if on_step:
-                on_step(Step(part, epoch, step, value, rate, len(batch), round(seconds, 3)))
-            if on_progress:
-                total = spec.epochs * len(batches)
-                left = seconds / step * (total - step)
-                on_progress(Progress(part, step, total, value, rate, seen / seconds, left))
+            steps.took(epoch, rate, loss, len(of_batch))
+        steps.read()
         if chooser is not None:
             score = chooser.look(classifier, epoch)
             if on_step:
@@ -190,6 +193,73 @@ def fit(
         return Trained(spec.epochs, spec.epochs - 1)
     classifier.load_state_dict(chooser.kept)
     return Trained(epoch + 1, chooser.epoch)
+
+
+class StepReader:
+    """Tells of the steps taken.
+
+    Losses are read back in blocks: each reading makes the host wait for the device, which is then idle
+    until the next step has been prepared.
+
+    Args:
+        part: name of the training.
+        total: steps in all.
+        device: where losses are.
+        on_step: told of every step.
+        on_progress: told of every step.
+    """
+
+    def __init__(
+        self,
+        part: str,
+        total: int,
+        device: torch.device,
+        on_step: OnStep | None,
+        on_progress: OnProgress | None,
+    ) -> None:
+        self.part, self.total, self.on_step, self.on_progress = part, total, on_step, on_progress
+        self._at_once = STEPS_READ_AT_ONCE.get(device.type, 1)
+        self._began = time.perf_counter()
+        self._waiting: list[tuple[Tensor, int, float, int, float]] = []
+        self._step = self._seen = 0
+
+    def took(self, epoch: int, rate: float, loss: Float[Tensor, ""], images: int) -> None:
+        """A step was taken.
+
+        Raises:
+            RunError: the loss of it, or of one before, is no number.
+        """
+        self._waiting.append((loss.detach(), epoch, rate, images, time.perf_counter() - self._began))
+        if len(self._waiting) >= self._at_once:
+            self.read()
+
+    def read(self) -> None:
+        """Tell of all steps taken so far.
+
+        Raises:
+            RunError: the loss of one is no number.
+        """
+        if not self._waiting:
+            return
+        values = torch.stack([loss for loss, *_ in self._waiting]).tolist()
+        waiting, self._waiting = self._waiting, []
+        for value, (_, epoch, rate, images, seconds) in zip(values, waiting, strict=True):
+            if not math.isfinite(value):
+                raise RunError(
+                    Fault(
+                        f"{self.part}, epoch {epoch}",
+                        f"the loss is {value}",
+                        "lower lr, or use precision=fp32",
+                    ),
+                    about="the training",
+                )
+            self._step, self._seen = self._step + 1, self._seen + images
+            if self.on_step:
+                self.on_step(Step(self.part, epoch, self._step, value, rate, images, round(seconds, 3)))
+            if self.on_progress:
+                left = seconds / self._step * (self.total - self._step)
+                speed = self._seen / seconds
+                self.on_progress(Progress(self.part, self._step, self.total, value, rate, speed, left))
 
 
 class BestOnVal:
@@ -212,24 +282,6 @@ class BestOnVal:
     def is_tired(self, epoch: int) -> bool:
         """Whether the score has not improved for long."""
         return epoch - self.epoch >= PATIENCE_EPOCHS
-
-
-class ViewOrder:
-    """Which view of an image each epoch uses: the run's seed permutes them, nothing else.
-
-    With as many views as epochs every epoch meets a fresh crop, as when training on the fly; with fewer,
-    each is met again once all have been used.
-    """
-
-    def __init__(self, records: Sequence[Record], n_views: int, seed: int) -> None:
-        self._orders = [
-            stream("views", seed, record.digest).permutation(n_views) if n_views else np.array([CENTRE])
-            for record in records
-        ]
-
-    def at(self, epoch: int, batch: Sequence[int] | np.ndarray) -> list[int]:
-        """View numbers of a batch's images."""
-        return [int(self._orders[i][epoch % len(self._orders[i])]) for i in batch]
 
 
 def task_weights(classifier: Classifier, pool: Pool, settings: TrainConfig) -> Float[Tensor, " n"] | None:

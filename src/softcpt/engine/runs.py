@@ -20,7 +20,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -214,7 +214,7 @@ class MetricsFile:
 
     def write(self, line: Step | ValScore) -> None:
         """One line."""
-        self._file.write(json.dumps(asdict(line), ensure_ascii=False) + "\n")
+        self._file.write(json.dumps(vars(line), ensure_ascii=False) + "\n")
 
 
 def versions() -> dict[str, str]:

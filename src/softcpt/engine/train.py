@@ -13,10 +13,13 @@ import torch
 from torch import Tensor
 
 from softcpt.clip.backbone import Backbone
+from softcpt.core.errors import Collector
 from softcpt.core.files import digest_of_file
 from softcpt.data.record import Record, Suite
 from softcpt.engine.adapter import ALL_TASKS, FACTS, listed, write_adapter
+from softcpt.engine.cache_place import CacheChoice, open_cache
 from softcpt.engine.config import Settings
+from softcpt.engine.feature_cache import FeatureCache
 from softcpt.engine.features import ImageFeatures
 from softcpt.engine.loop import OnProgress, Pool, fit
 from softcpt.engine.metrics import task_score
@@ -46,6 +49,7 @@ def train(
     config: Path | str | None = None,
     overwrite: bool = False,
     skip_bad_images: bool = False,
+    cache: CacheChoice = None,
     on_progress: OnProgress | None = None,
     overrides: Mapping[str, Any] | None = None,
     **keys: Any,  # noqa: ANN401  values of the options, checked by their own types
@@ -59,6 +63,8 @@ def train(
         config: YAML file with options, or the ``config.json`` of a run to repeat.
         overwrite: replace a run that is already there.
         skip_bad_images: leave out images that cannot be read instead of refusing the suite.
+        cache: folder where image features are kept for later runs; False for none; None for what
+            ``SOFTCPT_CACHE`` says, or else the user's cache folder. It changes no result.
         on_progress: told how far it is.
         overrides: options that come from a command line.
         **keys: options: ``method``, ``recipe``, ``shots``, ``seed``, ``device``, ``epochs``, ``lr``, ...
@@ -70,22 +76,31 @@ def train(
         SoftCPTError: everything that is wrong with options, suite, backbone or output, before anything
             is written.
     """
-    prepared = prepare_run(
-        suite,
-        backbone,
-        {**keys, **(overrides or {})},
-        given_by="argument" if overrides is None else "command line",
-        config=Path(config) if config else None,
-        output=Path(output),
-        overwrite=overwrite,
-        skip_bad_images=skip_bad_images,
+    collector = Collector()
+    prepared = collector.keep(
+        lambda: prepare_run(
+            suite,
+            backbone,
+            {**keys, **(overrides or {})},
+            given_by="argument" if overrides is None else "command line",
+            config=Path(config) if config else None,
+            output=Path(output),
+            overwrite=overwrite,
+            skip_bad_images=skip_bad_images,
+        )
     )
-    with open_output(Path(output), overwrite=overwrite) as folder:
-        _run(folder, prepared, on_progress)
+    kept = collector.keep(lambda: open_cache(cache))
+    collector.raise_any()
+    assert prepared is not None  # what failed was raised
+    assert kept is not None
+    with kept as store, open_output(Path(output), overwrite=overwrite) as folder:
+        _run(folder, prepared, store, on_progress)
     return open_run(output)
 
 
-def _run(folder: Path, prepared: Prepared, on_progress: OnProgress | None) -> None:
+def _run(
+    folder: Path, prepared: Prepared, cache: FeatureCache | None, on_progress: OnProgress | None
+) -> None:
     settings, suite, plan = prepared.settings, prepared.suite, prepared.plan
     backbone, classifier = prepared.backbone, prepared.classifier
     began = time.perf_counter()
@@ -94,7 +109,7 @@ def _run(folder: Path, prepared: Prepared, on_progress: OnProgress | None) -> No
     logger.info("%s on %s with %s", settings.method.label, suite.name, backbone.description)
     for note in plan.notes:
         logger.info("note: %s", note)
-    features = ImageFeatures(backbone, settings.encoder.precision)
+    features = ImageFeatures(backbone, settings.encoder.precision, cache)
     norms = task_feature_norms(classifier)
     epochs: dict[str, dict[str, int]] = {}
     with MetricsFile(folder) as metrics:

@@ -11,9 +11,9 @@ from softcpt.data.drawn import draw_suite
 from softcpt.data.record import Record
 from softcpt.engine import loop
 from softcpt.engine.adapter import read_adapter
+from softcpt.engine.epoch_features import ViewOrder
 from softcpt.engine.evaluate import evaluate
 from softcpt.engine.features import ImageFeatures
-from softcpt.engine.loop import ViewOrder
 from softcpt.engine.runs import FILES, open_run
 from softcpt.engine.train import train
 
@@ -389,6 +389,11 @@ def test_zero_shot_is_a_run_without_anything_learned(quick):
 def test_progress_tells_loss_rate_and_time_left(quick):
     told = []
     run = quick(on_progress=told.append)
+    images = [p for p in told if p.stage == "image features"]
+    assert told[: len(images)] == images
+    assert [p.done for p in images] == sorted(p.done for p in images)
+    assert images[-1].done == images[-1].total == 2 * len(run.adapter.facts["samples"]["train"])
+    told = told[len(images) :]
     assert [p.done for p in told] == list(range(1, len(steps(run)) + 1))
     assert told[-1].done == told[-1].total
     assert told[-1].time_left_s == pytest.approx(0)

@@ -69,9 +69,10 @@ def demo(output: Path) -> None:
                 method=method,
                 shots=SHOTS,
                 epochs=EPOCHS,
+                cache=output / "cache",
                 on_progress=listener,
             )
-            found[method] = evaluate(run, backbone=backbone)
+            found[method] = evaluate(run, backbone=backbone, cache=output / "cache")
     _show(found)
     _say_what_next(output)
 

@@ -12,6 +12,8 @@ import click
 
 from softcpt.app.cli.options import (
     Command,
+    cache_choice,
+    cache_options,
     device_option,
     json_option,
     moved_backbone_option,
@@ -42,6 +44,7 @@ FORMS = (".csv", ".jsonl")
 @moved_backbone_option
 @device_option()
 @skip_option()
+@cache_options
 def evaluate(
     run: Path,
     suite: Path | None,
@@ -50,6 +53,8 @@ def evaluate(
     backbone: str | None,
     device: str,
     skip_bad_images: bool,
+    cache: Path | None,
+    no_cache: bool,
 ) -> None:
     """Score RUN on the test images of its own suite, or on those of SUITE.
 
@@ -58,6 +63,7 @@ def evaluate(
     """
     if predictions is not None:
         _check_form(predictions)
+    kept = cache_choice(cache, no_cache)
     from softcpt.engine.evaluate import evaluate as evaluate_run
 
     with show_progress(quiet=False) as listener:
@@ -67,6 +73,7 @@ def evaluate(
             backbone=backbone,
             device=device,
             skip_bad_images=skip_bad_images,
+            cache=kept,
             on_progress=listener,
         )
     if predictions is not None:

@@ -14,10 +14,10 @@ from collections.abc import Sequence
 import click
 
 from softcpt._version import __version__
-from softcpt.app.cli.show import say, show_faults
+from softcpt.app.cli.show import say, show_faults, show_warnings
 from softcpt.core.errors import ConfigError, Fault, SoftCPTError, nearest
 
-COMMANDS = ("check", "train", "evaluate", "predict", "methods", "backbones", "demo")
+COMMANDS = ("check", "train", "evaluate", "predict", "methods", "backbones", "cache", "demo")
 """Each is the function of the same name in the module of the same name beside this file."""
 
 _BUG = 70  # EX_SOFTWARE of sysexits.h
@@ -77,7 +77,8 @@ def main(arguments: Sequence[str]) -> int:
     """The exit code of a command line, after it has run."""
     debug = _wants_debug(arguments)
     try:
-        code = cli.main(args=list(arguments), prog_name="softcpt", standalone_mode=False)
+        with show_warnings():
+            code = cli.main(args=list(arguments), prog_name="softcpt", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except SoftCPTError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import click
 from click.core import iter_params_for_processing
@@ -172,6 +172,37 @@ def skip_option() -> Callable[[Decorated], Decorated]:
         is_flag=True,
         help="Leave out images that cannot be read, and say so, instead of stopping.",
     )
+
+
+def cache_options(command: Decorated) -> Decorated:
+    """``--cache DIR`` and ``--no-cache``; :func:`cache_choice` reads them."""
+    command = click.option(
+        "--no-cache", is_flag=True, help="Keep no image features on disk, and use none that are there."
+    )(command)
+    return cache_folder_option()(command)
+
+
+def cache_folder_option() -> Callable[[Decorated], Decorated]:
+    """``--cache DIR``."""
+    return click.option(
+        "--cache",
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help="Where image features are kept for later runs.  "
+        "[default: SOFTCPT_CACHE, or the user's cache folder]",
+    )
+
+
+def cache_choice(cache: Path | None, no_cache: bool) -> Path | Literal[False] | None:
+    """What the engine is told of the cache.
+
+    Raises:
+        ConfigError: both were given.
+    """
+    if cache is not None and no_cache:
+        fault = Fault("--no-cache", "given beside --cache", "leave one out")
+        raise ConfigError(fault, about="the command line")
+    return False if no_cache else cache
 
 
 def json_option(said: str) -> Callable[[Decorated], Decorated]:

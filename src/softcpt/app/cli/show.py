@@ -5,9 +5,11 @@ rich is imported when something is shown, not before: help and version answer wi
 
 from __future__ import annotations
 
+import logging
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
@@ -37,6 +39,24 @@ def _console(file: TextIO) -> Console:
 def say(text: str, style: str = "") -> None:
     """Sentences on stderr, broken nowhere but at the terminal's edge."""
     talk().print(text, style=style, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def show_warnings() -> Iterator[None]:
+    """What the package warns of while it works goes to stderr; its errors come out as faults."""
+
+    class Talk(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            say(f"warning: {record.getMessage()}", style="yellow")
+
+    handler = Talk(logging.WARNING)
+    handler.addFilter(lambda record: record.levelno == logging.WARNING)
+    logger = logging.getLogger("softcpt")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def show_faults(headline: str, faults: Sequence[Fault]) -> None:

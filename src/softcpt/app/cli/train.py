@@ -10,6 +10,8 @@ import click
 from softcpt.app.cli.options import (
     Command,
     backbone_option,
+    cache_choice,
+    cache_options,
     overrides_of,
     pairs_argument,
     settings_options,
@@ -30,6 +32,7 @@ from softcpt.app.cli.show import say, show_notes
 @settings_options
 @click.option("--overwrite", is_flag=True, help="Replace the run that the folder holds.")
 @skip_option()
+@cache_options
 @click.option("--quiet", is_flag=True, help="Only the run's folder on stdout; no progress, notes and hints.")
 def train(
     suite: Path,
@@ -39,6 +42,8 @@ def train(
     config: Path | None,
     overwrite: bool,
     skip_bad_images: bool,
+    cache: Path | None,
+    no_cache: bool,
     quiet: bool,
     **settings: str | None,
 ) -> None:
@@ -48,6 +53,7 @@ def train(
     changes a setting, such as epochs=20 or lr=0.01; softcpt methods lists the keys.
     """
     overrides = overrides_of(settings, pairs)
+    kept = cache_choice(cache, no_cache)
     from softcpt.engine.train import train as train_run
 
     try:
@@ -59,6 +65,7 @@ def train(
                 config=config,
                 overwrite=overwrite,
                 skip_bad_images=skip_bad_images,
+                cache=kept,
                 on_progress=listener,
                 overrides=overrides,
             )
