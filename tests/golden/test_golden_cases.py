@@ -57,7 +57,7 @@ def check_case(name: str, file: str, dtype: torch.dtype) -> None:
             table[selected] += classifier.class_features(selected)
             logits = cosine_logits(features, table, world.logit_scale)
             ascending = selected.sort().values
-            sampled = classifier.sampled_logits(features, ascending)
+            sampled = classifier.logits_among(ascending, features)
             assert_scores(sampled, reference["logits"][:, ascending], what="sampled logits")
             if "logits_full" in reference:
                 assert_scores(classifier.logits(features), reference["logits_full"], what="logits_full")

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -64,6 +64,8 @@ class FoldedTower:
 
     Attributes:
         layers: in order.
+        embedding: [vocabulary, d], the tower's own.
+        positions: [context_length, d].
         w_features: [D, d].
         b_features: [D].
         eps_features: of the last norm.
@@ -74,6 +76,8 @@ class FoldedTower:
     """
 
     layers: tuple[FoldedLayer, ...]
+    embedding: Tensor
+    positions: Tensor
     w_features: Tensor
     b_features: Tensor
     eps_features: float
@@ -84,20 +88,29 @@ class FoldedTower:
 
     @property
     def width(self) -> int:
-        """d."""
+        """D."""
         return int(self.w_features.shape[1])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.w_features.device
 
     def activate(self, u: Tensor, out: Tensor) -> Tensor:
         """The MLP's activation of ``u``, written to ``out``."""
         if self.activation == "silu":
-            return torch.ops.aten.silu.out(u, out=out)
-        return torch.ops.aten.gelu.out(u, approximate=self._gelu, out=out)
+            torch.ops.aten.silu.out(u, out=out)
+        else:
+            torch.ops.aten.gelu.out(u, approximate=self._gelu, out=out)
+        return out
 
     def activate_backward(self, grad: Tensor, u: Tensor) -> Tensor:
         """The gradient through the activation, in place of ``grad``."""
         if self.activation == "silu":
-            return torch.ops.aten.silu_backward.grad_input(grad, u, grad_input=grad)
-        return torch.ops.aten.gelu_backward.grad_input(grad, u, approximate=self._gelu, grad_input=grad)
+            torch.ops.aten.silu_backward.grad_input(grad, u, grad_input=grad)
+        else:
+            torch.ops.aten.gelu_backward.grad_input(grad, u, approximate=self._gelu, grad_input=grad)
+        return grad
 
     @property
     def _gelu(self) -> str:
@@ -106,7 +119,7 @@ class FoldedTower:
 
 def why_not_folded(tower: TextTower) -> str | None:
     """Why a tower's blocks cannot be folded, or None: then the plain encoder is the only one."""
-    blocks = getattr(tower.transformer, "resblocks", None)
+    blocks: Any = getattr(tower.transformer, "resblocks", None)
     if not isinstance(blocks, nn.ModuleList) or len(blocks) == 0:
         return f"{type(tower.transformer).__name__} is not a stack of residual blocks"
     if not _is_norm(tower.ln_final):
@@ -115,7 +128,8 @@ def why_not_folded(tower: TextTower) -> str | None:
         reason = _why_not(block)
         if reason is not None:
             return f"block {i}: {reason}"
-    if len({_activation(block) for block in blocks}) > 1 or len({b.attn.num_heads for b in blocks}) > 1:
+    heads = {block.get_submodule("attn").num_heads for block in blocks}
+    if len({_activation(block) for block in blocks}) > 1 or len(heads) > 1:
         return "its blocks differ in kind"
     return None
 
@@ -147,11 +161,13 @@ def _why_not(block: nn.Module) -> str | None:
 
 
 def _is_norm(module: nn.Module) -> bool:
-    return isinstance(module, nn.LayerNorm) and module.weight is not None and len(module.normalized_shape) == 1
+    return (
+        isinstance(module, nn.LayerNorm) and module.weight is not None and len(module.normalized_shape) == 1
+    )
 
 
 def _activation(block: nn.Module) -> Activation | None:
-    kind = block.mlp.gelu  # type: ignore[union-attr]
+    kind: Any = block.get_submodule("mlp.gelu")
     if type(kind) is nn.GELU:
         return "gelu_tanh" if kind.approximate == "tanh" else "gelu"
     # open_clip's class has no marks but its name; it is held to the formula.
@@ -166,18 +182,23 @@ def fold(tower: TextTower, narrow: torch.dtype | None = None) -> FoldedTower:
         tower: one for which :func:`why_not_folded` has no reason.
         narrow: dtype of the products; None for the tower's own.
     """
-    blocks = list(tower.transformer.resblocks)  # type: ignore[attr-defined]
+    transformer: Any = tower.transformer
+    blocks = list(transformer.resblocks)
     narrow = narrow or tower.dtype
     wide = torch.float64 if tower.dtype == torch.float64 else torch.float32
     activation = _activation(blocks[0])
     assert activation is not None
-    norm = tower.ln_final
-    projection = torch.eye(tower.width, device=tower.device) if tower.projection is None else tower.projection.T
+    norm: Any = tower.ln_final
+    projection = (
+        torch.eye(tower.width, device=tower.device) if tower.projection is None else tower.projection.T
+    )
     weight, bias = _behind_norm(_exact(projection), None, norm)
     if tower.projection_bias is not None:
         bias = bias + _exact(tower.projection_bias)
     return FoldedTower(
         layers=tuple(_fold_block(block, activation, narrow, wide) for block in blocks),
+        embedding=tower.token_embedding.weight.detach(),
+        positions=tower.positional_embedding.detach().to(wide),
         w_features=weight.to(tower.device, narrow).contiguous(),
         b_features=bias.to(tower.device, narrow),
         eps_features=norm.eps,
@@ -189,7 +210,10 @@ def fold(tower: TextTower, narrow: torch.dtype | None = None) -> FoldedTower:
 
 
 def _fold_block(
-    block: nn.Module, activation: Activation, narrow: torch.dtype, wide: torch.dtype
+    block: Any,  # noqa: ANN401  a residual block, held to its parts before
+    activation: Activation,
+    narrow: torch.dtype,
+    wide: torch.dtype,
 ) -> FoldedLayer:
     attention, mlp = block.attn, block.mlp
     width = attention.embed_dim
@@ -255,4 +279,3 @@ def normalise_backward(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> T
         grad, x, (x.shape[1],), mean, rstd, None, None, [True, False, False]
     )[0]
     return back
-

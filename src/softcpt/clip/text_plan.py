@@ -11,8 +11,8 @@ and each of its nodes is computed once in a chunk:
 
 Nodes that many rows refer to from afar (a task's context, a first word that many names share) are hoisted:
 they are the *trunk* of their segment, and every row of the segment is compared with the whole trunk. What is
-left of the forest falls apart into small trees, and these are packed into *windows* of W places: a row's other
-ancestors, its *band*, stand in the same window, so that attention inside windows is one dense product.
+left of the forest falls apart into small trees, and these are packed into *windows* of W places: a row's
+other ancestors, its *band*, stand in the same window, so that attention inside windows is one dense product.
 
     segment  [ trunk | tree tree . | tree tree tree | tree tree . ]      places, cut into windows
 
@@ -204,7 +204,7 @@ class Layout:
     @property
     def n_trunk(self) -> int:
         """T."""
-        return self.trunk_seen.shape[1]
+        return int(self.trunk_seen.shape[1])
 
     @cached_property
     def n_seen(self) -> tuple[int, int]:
@@ -233,7 +233,9 @@ def lay_out(forest: Forest, prompts: Ints, *, constants: bool) -> Layout:
     n_nodes = int(laid.sum())
     own = np.full(codes.shape, -1, dtype=np.int64)
     own[laid] = np.arange(n_nodes)
-    path = np.where(inside, np.maximum.accumulate(own, axis=0), -1)  # [C, A] nodes of each prompt, depth first
+    path = np.where(
+        inside, np.maximum.accumulate(own, axis=0), -1
+    )  # [C, A] nodes of each prompt, depth first
     of_prompt, of_depth = np.nonzero(laid)
     is_constant = of_depth < before[of_prompt]
     hoisted = _far_nodes(path, n_nodes) & ~is_constant

@@ -74,6 +74,10 @@ class EncoderConfig(_Settings):
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         "fp32", description="of the encoders in training; fp16 on CUDA only"
     )
+    text_encoder: Literal["fast", "plain"] = Field(
+        "fast",
+        description="fast: what prompts share is computed once; plain: each prompt alone, the reference",
+    )
 
 
 class TrainConfig(_Settings):

@@ -180,7 +180,8 @@ def evaluate(
     told = _teller(on_progress, len(records))
     with kept as store:  # in fp32, so that images one by one give the same probabilities
         centres = ImageFeatures(model, cache=store).centres(records, told)
-    score, guess = classifier.scorer(), ZeroShot(problem_of(tasks, model)).scorer()
+    problem = problem_of(tasks, model, run.adapter.settings.encoder.text_encoder)
+    score, guess = classifier.scorer(), ZeroShot(problem).scorer()
     scores, predictions = [], []
     for t, task in enumerate(tasks):
         rows = [i for i, record in enumerate(records) if record.task == t]

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -31,6 +31,9 @@ Scorer = Callable[[Tensor, int], Tensor]
 
 Streams = Callable[[str], torch.Generator]
 """The name of a purpose -> its own random stream (on the CPU)."""
+
+
+TextPath = Literal["fast", "plain"]
 
 
 class MethodConfig(BaseModel):
@@ -61,12 +64,20 @@ class Problem:
     """Tasks, and the frozen text side that their names go through.
 
     The classes of all tasks stand in one row of K columns, task after task.
+
+    Attributes:
+        tasks: their names.
+        text: the text tower.
+        tokenizer: its vocabulary.
+        logit_scale: what cosines are multiplied with.
+        text_path: ``fast`` computes what prompts share once; ``plain`` each prompt by itself.
     """
 
     tasks: tuple[TaskNames, ...]
     text: TextTower
     tokenizer: Tokenizer
     logit_scale: float
+    text_path: TextPath = "fast"
 
     @cached_property
     def task_of_class(self) -> Int[Tensor, " K"]:
@@ -100,6 +111,18 @@ class Problem:
     def dtype(self) -> torch.dtype:
         """What learned tensors are: fp32, or fp64 with an fp64 tower."""
         return torch.float64 if self.text.dtype == torch.float64 else torch.float32
+
+    def columns_in_play(self, columns: Int[Tensor, " B"]) -> Int[Tensor, " k"] | None:
+        """The columns of the tasks a batch has images of, or None for all.
+
+        The others have no part in its loss. On a GPU the question costs a wait, and shapes that change cost
+        more: there it is asked only where the batch cannot hold all tasks.
+        """
+        if len(self.tasks) == 1 or (columns.device.type != "cpu" and len(self.tasks) <= len(columns)):
+            return None
+        present = torch.zeros(len(self.tasks), dtype=torch.bool, device=columns.device)
+        present[self.task_of_class[columns]] = True
+        return None if bool(present.all()) else torch.nonzero(present[self.task_of_class]).flatten()
 
     def only(self, task: int) -> Problem:
         """The same with one task alone."""
@@ -151,9 +174,11 @@ class Classifier(nn.Module, ABC):
 class PromptClassifier(Classifier):
     """A classifier whose weights are the text features of prompts: CLIP's cosine logits."""
 
+    _known: tuple[object, Tensor] | None = None
+
     @abstractmethod
-    def class_features(self) -> Float[Tensor, "K D"]:
-        """Text features of all classes, not normalised, differentiable."""
+    def class_features(self, selected: Int[Tensor, " k"] | None = None) -> Float[Tensor, "k D"]:
+        """Text features, not normalised, differentiable: of all K classes, or of the selected columns."""
 
     def logits(self, features: Float[Tensor, "B D"]) -> Float[Tensor, "B K"]:
         """Scaled cosines to all classes of all tasks."""
@@ -168,20 +193,54 @@ class PromptClassifier(Classifier):
         weights: Float[Tensor, " B"] | None = None,
     ) -> Float[Tensor, ""]:
         """Cross-entropy inside each image's own task."""
+        selected = self.problem.columns_in_play(columns)
+        if selected is None:
+            return multitask_cross_entropy(
+                self.logits(features), columns, self.problem.task_of_class, weights=weights
+            )
+        return self.loss_among(selected, features, columns, weights)
+
+    def loss_among(
+        self,
+        selected: Int[Tensor, " k"],
+        features: Float[Tensor, "B D"],
+        columns: Int[Tensor, " B"],
+        weights: Float[Tensor, " B"] | None,
+    ) -> Float[Tensor, ""]:
+        """The cross-entropy with only some columns encoded, in ascending order."""
         return multitask_cross_entropy(
-            self.logits(features), columns, self.problem.task_of_class, weights=weights
+            self.logits_among(selected, features),
+            torch.searchsorted(selected, columns),
+            self.problem.task_of_class[selected],
+            weights=weights,
         )
+
+    def logits_among(
+        self, selected: Int[Tensor, " k"], features: Float[Tensor, "B D"]
+    ) -> Float[Tensor, "B k"]:
+        """Scaled cosines to the selected columns."""
+        return cosine_logits(features, self.class_features(selected), self.problem.logit_scale)
 
     def scorer(self) -> Scorer:
         """Cosine logits over one task's classes."""
-        with torch.no_grad():
-            weights = self.class_features().to(self.problem.dtype)
+        weights = self._known_features()
         problem = self.problem
 
         def score(features: Tensor, task: int) -> Tensor:
             return cosine_logits(features.to(weights), weights[problem.columns(task)], problem.logit_scale)
 
         return score
+
+    def _known_features(self) -> Tensor:
+        """Features of all classes, computed again only after something was learned."""
+        text = self.problem.text
+        tensors = [*self.parameters(), *self.buffers(), *text.parameters(), *text.buffers()]
+        versions = [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
+        state = (torch.is_autocast_enabled(text.device.type), versions)
+        if self._known is None or self._known[0] != state:
+            with torch.no_grad():
+                self._known = (state, self.class_features().to(self.problem.dtype))
+        return self._known[1]
 
 
 class SeparateClassifiers(Classifier):

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 from enum import Enum
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -73,17 +74,17 @@ class CoOp(PromptClassifier):
         )
         self.prompts = class_prompts(problem, n_context, config.position)
 
-    def contexts(self) -> Float[Tensor, "#K M W"]:
-        """The context of each class, or one for all."""
-        if self.sharing is Sharing.ALL:
-            return self.context[None]
+    def class_features(self, selected: Int[Tensor, " k"] | None = None) -> Float[Tensor, "k D"]:
+        """Text features of the class prompts: all K, or the selected columns."""
+        of_class = self.problem.task_of_class
+        columns = torch.arange(len(of_class), device=of_class.device) if selected is None else selected
+        if self.sharing is Sharing.CLASS:
+            return encode_prompts(self.problem, self.prompts, self.context, columns, selected)
         if self.sharing is Sharing.TASK:
-            return self.context[self.problem.task_of_class]
-        return self.context
-
-    def class_features(self) -> Float[Tensor, "K D"]:
-        """Text features of all class prompts."""
-        return encode_prompts(self.problem.text, self.prompts, self.contexts())
+            return encode_prompts(self.problem, self.prompts, self.context, of_class[columns], selected)
+        return encode_prompts(
+            self.problem, self.prompts, self.context[None], torch.zeros_like(columns), selected
+        )
 
 
 def _method(

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from softcpt.clip.text import TextTower
+from softcpt.clip.text_shared import shared_encoder
 from softcpt.clip.tokens import NamePrompts, Position, name_prompts, put_context
 from softcpt.core.errors import ConfigError, Fault
 from softcpt.core.names import prompt_words
@@ -18,7 +19,7 @@ CONTEXT_STD = 0.02
 """Standard deviation of a random context's start (CoOp's, and the published code's)."""
 
 PROMPTS_AT_ONCE = 256
-"""Without gradients, prompts are encoded in pieces of this many, so that memory stays bounded."""
+"""Without gradients, the plain encoder takes pieces of this many, so that memory stays bounded."""
 
 
 def class_prompts(problem: Problem, n_context: int, position: Position) -> NamePrompts:
@@ -47,16 +48,39 @@ def task_prompts(problem: Problem, texts: Sequence[str], n_context: int, positio
 
 
 def encode_prompts(
-    tower: TextTower, prompts: NamePrompts, context: Float[Tensor, "#K n W"]
-) -> Float[Tensor, "K D"]:
-    """Text features of prompts with the context put in, not normalised."""
+    problem: Problem,
+    prompts: NamePrompts,
+    context: Float[Tensor, "G n W"],
+    owner: Int[Tensor, " k"],
+    selected: Int[Tensor, " k"] | None = None,
+) -> Float[Tensor, "k D"]:
+    """Text features of prompts with the context put in, not normalised.
+
+    Args:
+        problem: whose text side.
+        prompts: all there are.
+        context: the different contexts.
+        owner: which of them each prompt takes, so that what they share is computed once.
+        selected: which prompts; None for all.
+    """
+    fast = shared_encoder(problem.text) if problem.text_path == "fast" else None
+    if fast is not None:
+        return fast.encode(prompts, context, owner, selected)
+    chosen = prompts if selected is None else prompts.rows_of(selected)
+    return encode_plainly(problem.text, chosen, context, owner)
+
+
+def encode_plainly(
+    tower: TextTower, prompts: NamePrompts, context: Float[Tensor, "G n W"], owner: Int[Tensor, " k"]
+) -> Float[Tensor, "k D"]:
+    """The same, each prompt by itself: the reference of the fast encoder."""
     if torch.is_grad_enabled() or len(prompts) <= PROMPTS_AT_ONCE:
-        rows = put_context(tower.embed(prompts.ids), prompts.slot, context)
+        rows = put_context(tower.embed(prompts.ids), prompts.slot, context[owner])
         return tower.encode(rows, prompts.end)
-    pieces = []
-    for index in torch.split(torch.arange(len(prompts), device=prompts.end.device), PROMPTS_AT_ONCE):
-        own = context if context.shape[0] == 1 else context[index]
-        pieces.append(encode_prompts(tower, prompts.rows_of(index), own))
+    pieces = [
+        encode_plainly(tower, prompts.rows_of(index), context, owner[index])
+        for index in torch.split(torch.arange(len(prompts), device=prompts.end.device), PROMPTS_AT_ONCE)
+    ]
     return torch.cat(pieces)
 
 

@@ -27,11 +27,11 @@ from jaxtyping import Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from softcpt.clip.tokens import Position
+from softcpt.clip.tokens import NamePrompts, Position
 from softcpt.core.names import task_text
 from softcpt.methods.base import Method, MethodConfig, Problem, PromptClassifier, Streams
 from softcpt.methods.class_sampling import sample_classes
-from softcpt.methods.loss import cosine_logits, multitask_cross_entropy
+from softcpt.methods.loss import cosine_logits
 from softcpt.methods.meta import MetaKind, build_meta, join_features
 from softcpt.methods.prompts import (
     class_prompts,
@@ -186,33 +186,44 @@ class SoftCPT(PromptClassifier):
             del self.class_context
             self.register_buffer("class_context", start)
 
-    def task_features(self) -> Float[Tensor, "T D"]:
-        """Text features of the tasks' prompts."""
-        return encode_prompts(self.problem.text, self.task_prompts, _one_or_each(self.task_context))
+    def task_features(self, tasks: Int[Tensor, " t"] | None = None) -> Float[Tensor, "t D"]:
+        """Text features of the tasks' prompts: all T, or the given ones."""
+        return _with_own_context(self.problem, self.task_prompts, self.task_context, tasks)
 
-    def name_features(self) -> Float[Tensor, "K D"]:
+    def name_features(self, selected: Int[Tensor, " k"] | None = None) -> Float[Tensor, "k D"]:
         """Text features of the auxiliary class prompts (class-aware variants)."""
-        return encode_prompts(self.problem.text, self.aux_prompts, _one_or_each(self.class_context))
+        return _with_own_context(self.problem, self.aux_prompts, self.class_context, selected)
 
-    def contexts(self) -> Float[Tensor, "k n W"]:
-        """Contexts of the class prompts: one per task (k = T), or per class where class-aware (k = K)."""
-        task_features = self.task_features()
+    def contexts(self, selected: Int[Tensor, " k"] | None = None) -> Float[Tensor, "g n W"]:
+        """Contexts of the class prompts: one per task, or per class where class-aware.
+
+        Args:
+            selected: columns, ascending; only their tasks' contexts are made, in ascending order too.
+        """
+        tasks, of_class = self._tasks_of(selected)
+        task_features = self.task_features(tasks)
         if not self.variant.class_aware:
             made: Tensor = self.meta(task_features)
             return made
-        of_class = task_features[self.problem.task_of_class]
-        made = self.meta(join_features(self.kind, self.name_features(), of_class))
+        made = self.meta(join_features(self.kind, self.name_features(selected), task_features[of_class]))
         return made
+
+    def _tasks_of(self, selected: Tensor | None) -> tuple[Tensor | None, Tensor]:
+        """The tasks of some columns, ascending (None for all), and which of them each column has."""
+        of_class = self.problem.task_of_class
+        if selected is None:
+            return None, of_class
+        tasks, which = torch.unique(of_class[selected], return_inverse=True)
+        return tasks, which
 
     def class_features(self, selected: Int[Tensor, " k"] | None = None) -> Float[Tensor, "k D"]:
         """Text features of the class prompts: all K, or the selected columns."""
-        contexts = self.contexts()
-        if not self.variant.class_aware:
-            contexts = contexts[self.problem.task_of_class]
-        prompts = self.prompts
-        if selected is not None:
-            contexts, prompts = contexts[selected], prompts.rows_of(selected)
-        return encode_prompts(self.problem.text, prompts, contexts)
+        contexts = self.contexts(selected)
+        if self.variant.class_aware:
+            owner = torch.arange(len(contexts), device=contexts.device)
+        else:
+            owner = self._tasks_of(selected)[1]
+        return encode_prompts(self.problem, self.prompts, contexts, owner, selected)
 
     def loss(
         self,
@@ -227,13 +238,13 @@ class SoftCPT(PromptClassifier):
             return super().loss(features, columns, rng=rng, weights=weights)
         of_class = self.problem.task_of_class
         selected = sample_classes(columns, of_class, self.sampling, rng).sort().values
-        logits = self.sampled_logits(features, selected)
-        return multitask_cross_entropy(
-            logits, torch.searchsorted(selected, columns), of_class[selected], weights=weights
-        )
+        in_play = self.problem.columns_in_play(columns)
+        if in_play is not None:
+            selected = selected[torch.isin(selected, in_play)]
+        return self.loss_among(selected, features, columns, weights)
 
-    def sampled_logits(
-        self, features: Float[Tensor, "B D"], selected: Int[Tensor, " k"]
+    def logits_among(
+        self, selected: Int[Tensor, " k"], features: Float[Tensor, "B D"]
     ) -> Float[Tensor, "B k"]:
         """Logits of the selected columns.
 
@@ -259,7 +270,8 @@ class StarSoftCPT(PromptClassifier):
         prompts = task_prompts(problem, texts, 0, "end")
         with torch.no_grad():
             nothing = torch.zeros(1, 0, problem.text.width, device=problem.text.device, dtype=problem.dtype)
-            norm = encode_prompts(problem.text, prompts, nothing).norm(dim=1).mean()
+            owner = torch.zeros(len(prompts), dtype=torch.long, device=problem.text.device)
+            norm = encode_prompts(problem, prompts, nothing, owner).norm(dim=1).mean()
         start = torch.randn(len(problem.tasks), problem.text.embed_dim, generator=streams("task_features"))
         start = start / start.norm(dim=1).mean()
         self.features = nn.Parameter(start.to(problem.text.device, problem.dtype) * norm)
@@ -276,18 +288,25 @@ class StarSoftCPT(PromptClassifier):
         """The learned features."""
         return self.features
 
-    def class_features(self) -> Float[Tensor, "K D"]:
-        """Text features of the class prompts."""
-        contexts = self.meta(self.features)[self.problem.task_of_class]
-        return encode_prompts(self.problem.text, self.prompts, contexts)
+    def class_features(self, selected: Int[Tensor, " k"] | None = None) -> Float[Tensor, "k D"]:
+        """Text features of the class prompts: all K, or the selected columns."""
+        of_class = self.problem.task_of_class
+        owner = of_class if selected is None else of_class[selected]
+        return encode_prompts(self.problem, self.prompts, self.meta(self.features), owner, selected)
 
 
 def _learned_unless_empty(start: Tensor) -> nn.Parameter:
     return nn.Parameter(start, requires_grad=start.numel() > 0)
 
 
-def _one_or_each(context: Tensor) -> Tensor:
-    return context[None] if context.dim() == 2 else context
+def _with_own_context(
+    problem: Problem, prompts: NamePrompts, context: Tensor, selected: Tensor | None
+) -> Tensor:
+    """Features of prompts that take one learned context [n, W] for all, or each its own [K, n, W]."""
+    which = torch.arange(len(prompts), device=context.device) if selected is None else selected
+    if context.dim() == 2:
+        return encode_prompts(problem, prompts, context[None], torch.zeros_like(which), selected)
+    return encode_prompts(problem, prompts, context, which, selected)
 
 
 def _variant_method(variant: Variant, summary: str) -> Method:

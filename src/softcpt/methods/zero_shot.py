@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from softcpt.clip.tokens import name_prompts
@@ -35,11 +35,13 @@ class ZeroShot(PromptClassifier):
             remedy="shorten the name, or the task's template",
         ).to(problem.text.device)
 
-    def class_features(self) -> Float[Tensor, "K D"]:
-        """Text features of all templates."""
+    def class_features(self, selected: Int[Tensor, " k"] | None = None) -> Float[Tensor, "k D"]:
+        """Text features of all templates, or of the selected columns'."""
         text = self.problem.text
         nothing = torch.zeros(1, 0, text.width, device=text.device, dtype=text.dtype)
-        return encode_prompts(text, self.prompts, nothing)
+        n_prompts = len(self.prompts) if selected is None else len(selected)
+        owner = torch.zeros(n_prompts, dtype=torch.long, device=text.device)
+        return encode_prompts(self.problem, self.prompts, nothing, owner, selected)
 
 
 def _build(problem: Problem, config: ZeroShotConfig, streams: Streams) -> ZeroShot:
