@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import gc
 import json
 import math
@@ -149,7 +151,6 @@ def peaks_apart(works: Sequence[Callable[[], Callable[[], object]]]) -> list[flo
         if child == 0:
             try:
                 work = prepare()
-                gc.collect()
                 os.write(write, str(growth_of_peak(work)).encode())
             finally:
                 os._exit(0)
@@ -166,6 +167,7 @@ def peaks_apart(works: Sequence[Callable[[], Callable[[], object]]]) -> list[flo
 
 def growth_of_peak(work: Callable[[], object]) -> float:
     """MiB by which a call's highest resident size lies above the one before it, looked at all the time."""
+    return_free_memory()
     before = resident_mib()
     highest, over = before, threading.Event()
 
@@ -182,6 +184,13 @@ def growth_of_peak(work: Callable[[], object]) -> float:
         over.set()
         watcher.join()
     return max(highest, resident_mib()) - before
+
+
+def return_free_memory() -> None:
+    """What was freed before must not be had for nothing (glibc keeps it)."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def resident_mib() -> float:
