@@ -12,6 +12,12 @@ os.environ.pop("SOFTCPT_CACHE_LIMIT", None)
 from jaxtyping import install_import_hook
 
 install_import_hook(
-    ["softcpt.methods", "softcpt.clip.text", "softcpt.clip.tokens", "softcpt.engine.metrics"],
+    [
+        "softcpt.methods",
+        "softcpt.clip.text",
+        "softcpt.clip.text_shared",
+        "softcpt.clip.tokens",
+        "softcpt.engine.metrics",
+    ],
     "beartype.beartype",
 )

@@ -36,3 +36,22 @@ def test_a_few_epochs_on_aerial_photographs_learn_more_than_chance(backbone, tmp
     first = scored.predictions[0]
     (row,) = Predictor(run, backbone=backbone).predict(suite.root / first.image, tasks=[first.task])
     assert row.predictions[0][0] == first.predicted
+
+
+@pytest.mark.slow
+def test_plain_and_fast_text_encoder_train_to_the_same_predictions(backbone, tmp_path):
+    """The same seeds: at most one test image a task is classified differently in fp32."""
+    suite = load_suite(SHARED / "data" / "aerial")
+    scored = {}
+    for path in ("plain", "fast"):
+        run = train(
+            suite, backbone, tmp_path / path,
+            method="softcpt-cata", shots=1, epochs=3, views=2, lr=0.02, text_encoder=path,
+        )  # fmt: skip
+        scored[path] = evaluate(run, backbone=backbone)
+    for task in suite.tasks:
+        both = [
+            [row.predicted for row in scored[path].predictions if row.task == task.name]
+            for path in ("plain", "fast")
+        ]
+        assert sum(a != b for a, b in zip(*both, strict=True)) <= 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 
 from softcpt.clip.backbone import Backbone, load_backbone
 from softcpt.engine.optim import OptimSpec
-from softcpt.methods.base import Problem, PromptClassifier, TaskNames
+from softcpt.methods.base import Problem, PromptClassifier, TaskNames, TextPath
 from softcpt.methods.coop import CoOp, CoOpConfig, Sharing
 from softcpt.methods.softcpt import ClassAwareConfig, Share, SoftCPT, SoftCPTConfig, Variant
 
@@ -59,9 +60,15 @@ def streams(purpose: str) -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-def build(folder: Path, case: dict[str, Any], start: dict[str, torch.Tensor], dtype: torch.dtype):
+def build(
+    folder: Path,
+    case: dict[str, Any],
+    start: dict[str, torch.Tensor],
+    dtype: torch.dtype,
+    text_path: TextPath = "fast",
+):
     """Our classifier for a reference case, at the reference's start."""
-    world = problem(folder, case["clip"], dtype)
+    world = replace(problem(folder, case["clip"], dtype), text_path=text_path)
     classifier = (_coop if case["trainer"] == "MTCoOpHard" else _softcpt)(world, case["options"], start)
     load_learned(classifier, start, dtype)
     return classifier

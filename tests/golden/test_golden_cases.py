@@ -19,6 +19,7 @@ from reference import (
 )
 from safetensors.torch import load_file
 
+from softcpt.methods.base import TextPath
 from softcpt.methods.class_sampling import sample_classes
 from softcpt.methods.loss import cosine_logits
 from softcpt.methods.softcpt import SoftCPT
@@ -31,11 +32,11 @@ def batch_columns(world, tensors):
     return first[tensors["task_ids"].long()] + tensors["class_ids"].long()
 
 
-def check_case(name: str, file: str, dtype: torch.dtype) -> None:
+def check_case(name: str, file: str, dtype: torch.dtype, text_path: TextPath = "fast") -> None:
     folder, case = golden_folder(), CASES[name]
     reference = load_file(folder / "cases" / file)
     single = load_file(folder / "cases" / f"{name}.safetensors")
-    classifier = build(folder, case, start_of(single), dtype)
+    classifier = build(folder, case, start_of(single), dtype, text_path)
     world = classifier.problem
     features = images(folder, case["clip"], dtype)[single["image_rows"].long()]
     columns = batch_columns(world, single)
@@ -98,6 +99,11 @@ PRECISIONS += [(name, case["float64"], torch.float64) for name, case in CASES.it
 @pytest.mark.parametrize(("name", "file", "dtype"), PRECISIONS)
 def test_case_equals_the_published_modules(name, file, dtype):
     check_case(name, file, dtype)
+
+
+@pytest.mark.parametrize(("name", "file", "dtype"), PRECISIONS[:1] + PRECISIONS[-1:])
+def test_case_equals_the_published_modules_by_the_plain_encoder_too(name, file, dtype):
+    check_case(name, file, dtype, "plain")
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -44,6 +44,11 @@ class Arena:
         """Give back everything."""
         self._at = {}
 
+    @property
+    def n_bytes(self) -> int:
+        """All memory it has."""
+        return sum(slab.nbytes for slabs in self._slabs.values() for slab in slabs)
+
     def fill(self, value: float) -> None:
         """Overwrite all memory."""
         for slabs in self._slabs.values():

@@ -16,6 +16,7 @@ T trunk columns, S columns of scores (SOT, trunk and window, or the window alone
 from __future__ import annotations
 
 import logging
+import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -50,6 +51,9 @@ TABLE_BYTES = 256 << 20
 
 PLANS_KEPT = 64
 
+ARENAS_KEPT = 8
+"""Idle memories: a step of a class-aware method has five in use at once."""
+
 
 class SharedTextEncoder:
     """A tower's fast encoder.
@@ -80,6 +84,7 @@ class SharedTextEncoder:
         self._prompts: weakref.WeakKeyDictionary[NamePrompts, _Planned] = weakref.WeakKeyDictionary()
         self._starts: dict[int, Start] = {}
         self._idle: list[Arena] = []
+        self._lock = threading.Lock()
 
     def encode(
         self,
@@ -87,6 +92,8 @@ class SharedTextEncoder:
         context: Float[Tensor, "G n d"],
         owner: Int[Tensor, " k"],
         selected: Int[Tensor, " k"] | None = None,
+        *,
+        saved_bytes: int | None = None,
     ) -> Float[Tensor, "k D"]:
         """Text features, not normalised, of prompts with the context put in; differentiable in the context.
 
@@ -95,12 +102,18 @@ class SharedTextEncoder:
             context: the contexts there are.
             owner: which of them each prompt that is asked for takes.
             selected: which prompts are asked for, None for all.
+            saved_bytes: how much may be kept for the backward, None for the encoder's own limit.
         """
         if context.device != self.device:
             raise RuntimeError(f"the context is on {context.device}, the text tower on {self.device}")
         plan = self.plan(prompts, owner, selected)
         with torch.autocast(self.device.type, enabled=False):
-            features: Tensor = _Encode.apply(context.to(self.folded.wide), self, plan)
+            features: Tensor = _Encode.apply(
+                context.to(self.folded.wide),
+                self,
+                plan,
+                self.saved_bytes if saved_bytes is None else saved_bytes,
+            )
             return features.index_select(0, plan.index)
 
     def plan(
@@ -121,21 +134,32 @@ class SharedTextEncoder:
     @contextmanager
     def arena(self) -> Iterator[Arena]:
         """Memory for the time of a block."""
-        borrowed = self.borrow()
+        borrowed = self.borrow(0)
         try:
             yield borrowed
         finally:
             self.give_back(borrowed)
 
-    def borrow(self) -> Arena:
-        """Memory of one's own until it is given back."""
-        return self._idle.pop() if self._idle else Arena(self.device)
+    def borrow(self, n_bytes: int) -> Arena:
+        """Memory of one's own until it is given back: of what is idle, the smallest that is large enough."""
+        with self._lock:
+            self._idle.sort(key=lambda arena: arena.n_bytes)
+            for i, arena in enumerate(self._idle):
+                if arena.n_bytes >= n_bytes:
+                    return self._idle.pop(i)
+            return self._idle.pop() if self._idle else Arena(self.device)
 
     def give_back(self, arena: Arena) -> None:
         """Let others use an arena's memory."""
         arena.reset()
-        if len(self._idle) < 3:
-            self._idle.append(arena)
+        with self._lock:
+            if len(self._idle) < ARENAS_KEPT:
+                self._idle.append(arena)
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory it holds for its steps, while none is under way."""
+        return sum(arena.n_bytes for arena in self._idle)
 
     def poison(self) -> None:
         """Fill all idle memory with NaN: for tests that nothing is read before it is written."""
@@ -333,17 +357,23 @@ class _Encode(torch.autograd.Function):
     """Features [C, D] of a plan's prompts from the contexts."""
 
     @staticmethod
-    def forward(ctx: Any, context: Tensor, encoder: SharedTextEncoder, plan: Plan) -> Tensor:  # noqa: ANN401
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        context: Tensor,
+        encoder: SharedTextEncoder,
+        plan: Plan,
+        limit: int,
+    ) -> Tensor:
         wanted = context.requires_grad
         vectors = context.detach().reshape(-1, context.shape[2])
         features = context.new_empty(len(plan.forest.codes), plan.embed_dim)
         states: list[ChunkState | None] = []
-        kept = encoder.borrow()
+        sizes = [saved_bytes(encoder.folded, chunk) for chunk in plan.chunks]
+        kept = encoder.borrow(min(sum(sizes), limit) if wanted else 0)
         used = 0
         with encoder.arena() as scratch, encoder.arena() as spare, torch.set_grad_enabled(wanted):
-            for chunk in plan.chunks:
-                size = saved_bytes(encoder.folded, chunk)
-                save = wanted and len(chunk.context_rows) > 0 and used + size <= encoder.saved_bytes
+            for chunk, size in zip(plan.chunks, sizes, strict=True):
+                save = wanted and len(chunk.context_rows) > 0 and used + size <= limit
                 used += size if save else 0
                 spare.reset()
                 with torch.set_grad_enabled(save):
@@ -368,7 +398,7 @@ class _Encode(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # noqa: ANN401
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:  # noqa: ANN401
         encoder, plan = ctx.encoder, ctx.plan
         (context,) = ctx.saved_tensors
         vectors = context.detach().reshape(-1, context.shape[2])
@@ -394,4 +424,4 @@ class _Encode(torch.autograd.Function):
         if ctx.kept is not None:
             encoder.give_back(ctx.kept)
             ctx.kept = None
-        return into.reshape(ctx.shape), None, None
+        return into.reshape(ctx.shape), None, None, None

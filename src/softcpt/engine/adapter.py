@@ -21,9 +21,9 @@ from softcpt.core.errors import AdapterError, Fault
 from softcpt.core.files import digest_of_file, write_whole
 from softcpt.core.seeds import seed_for_torch
 from softcpt.data.record import Record, Suite, Task
-from softcpt.engine.config import Settings, resolve, values_of
+from softcpt.engine.config import EncoderConfig, Settings, resolve, values_of
 from softcpt.engine.signed import read_signed, write_signed
-from softcpt.methods.base import Classifier, Problem, SeparateClassifiers, Streams, TaskNames, TextPath
+from softcpt.methods.base import Classifier, Problem, SeparateClassifiers, Streams, TaskNames
 
 WEIGHTS = "adapter.safetensors"
 FACTS = "adapter.json"
@@ -60,10 +60,13 @@ class Adapter:
         return sum(tensor.numel() for tensor in self.tensors.values())
 
 
-def problem_of(tasks: Sequence[Task], backbone: Backbone, text_path: TextPath = "fast") -> Problem:
+def problem_of(tasks: Sequence[Task], backbone: Backbone, encoder: EncoderConfig | None = None) -> Problem:
     """The tasks' names, with the backbone's text side."""
     names = tuple(TaskNames(t.name, t.classes, t.description, t.template) for t in tasks)
-    return Problem(names, backbone.text, backbone.tokenizer, backbone.logit_scale, text_path)
+    how = encoder or EncoderConfig()
+    return Problem(
+        names, backbone.text, backbone.tokenizer, backbone.logit_scale, how.text_encoder, how.text_memory_gb
+    )
 
 
 def init_streams(seed: int, part: str) -> Streams:
@@ -186,7 +189,7 @@ def restore_classifier(adapter: Adapter, backbone: Backbone) -> Classifier:
             ),
             about="the adapter",
         )
-    problem = problem_of(adapter.tasks, backbone, adapter.settings.encoder.text_encoder)
+    problem = problem_of(adapter.tasks, backbone, adapter.settings.encoder)
     classifier = build_classifier(problem, adapter.settings)
     wanted = {name: tuple(tensor.shape) for name, tensor in classifier.learned().items()}
     given = {name: tuple(tensor.shape) for name, tensor in adapter.tensors.items()}

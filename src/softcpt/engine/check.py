@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from softcpt.clip.backbone import Backbone
+from softcpt.clip.text_shared import shared_encoder
 from softcpt.clip.toy import untrained_backbone
 from softcpt.core.names import prompt_words, task_text
 from softcpt.data.record import Suite
@@ -172,7 +173,11 @@ def measure(prepared: Prepared) -> Cost:
     n_names = max(len(part.classifier.problem.class_names) for part in parts) if parts else suite.n_classes
     length = max(len(text_ids) for text_ids in map(backbone.tokenizer.encode, _longest_names(suite))) + 3
     length += getattr(settings.own, "context_length", 8)
+    with autocast(backbone.device, settings.encoder.precision):
+        fast = shared_encoder(text) if settings.encoder.text_encoder == "fast" else None
     activations = n_names * length * layers * text.width * BYTES_PER_ACTIVATION if parts else 0
+    if fast is not None:  # the measured step has left its memory there, and folded weights beside the tower's
+        activations = fast.n_bytes + sum(p.numel() * p.element_size() for p in text.parameters())
     weights = sum(p.numel() * p.element_size() for m in (text, backbone.visual) for p in m.parameters())
     return Cost(
         steps=int(steps),
@@ -204,7 +209,9 @@ def _seconds_per_step(part: Part, backbone: Backbone, settings: Settings) -> flo
     n = min(settings.training().batch_size, len(part.pool.records))
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(n, backbone.embed_dim, generator=generator).to(backbone.device)
-    columns = part.pool.columns[:n].to(backbone.device)
+    # Images of all tasks, as in training: tasks that a batch has no image of cost nothing.
+    spread = torch.linspace(0, len(part.pool.records) - 1, n).long()
+    columns = part.pool.columns[spread].to(backbone.device)
 
     def step() -> None:
         with autocast(backbone.device, settings.encoder.precision):

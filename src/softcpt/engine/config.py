@@ -78,6 +78,9 @@ class EncoderConfig(_Settings):
         "fast",
         description="fast: what prompts share is computed once; plain: each prompt alone, the reference",
     )
+    text_memory_gb: float = Field(
+        3.0, ge=0, description="most that fast keeps of a step for its gradients; the rest is computed twice"
+    )
 
 
 class TrainConfig(_Settings):
@@ -380,6 +383,14 @@ def _idle_faults(settings: Settings, from_recipe: Mapping[str, Any]) -> list[Fau
     if not values.get("class_init_words"):
         pairs.append((own, "class_context_length", ("class_position", "freeze_class_context")))
     pairs.append((own, "class_sampling", ("class_sampling_offset",)))
+    encoder = settings.encoder
+    if encoder.text_memory_gb != EncoderConfig().text_memory_gb:
+        if not method.trains:
+            why = f"{method.key} trains nothing, so it would have no effect"
+            faults.append(Fault("text_memory_gb", why, "leave it out"))
+        elif encoder.text_encoder == "plain":
+            why = "with text_encoder=plain it would have no effect"
+            faults.append(Fault("text_memory_gb", why, "leave one of them out"))
     for model, switch, keys in pairs:
         fields = type(model).model_fields
         if switch not in fields or getattr(model, switch) != 0:

@@ -180,7 +180,7 @@ def evaluate(
     told = _teller(on_progress, len(records))
     with kept as store:  # in fp32, so that images one by one give the same probabilities
         centres = ImageFeatures(model, cache=store).centres(records, told)
-    problem = problem_of(tasks, model, run.adapter.settings.encoder.text_encoder)
+    problem = problem_of(tasks, model, run.adapter.settings.encoder)
     score, guess = classifier.scorer(), ZeroShot(problem).scorer()
     scores, predictions = [], []
     for t, task in enumerate(tasks):

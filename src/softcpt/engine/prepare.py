@@ -139,7 +139,7 @@ def _chosen_backbone(
 
 def _build(suite: Suite, backbone: Backbone, settings: Settings) -> Classifier:
     """The classifier; names that fit neither its prompts nor the templates are told together."""
-    problem = problem_of(suite.tasks, backbone, settings.encoder.text_encoder)
+    problem = problem_of(suite.tasks, backbone, settings.encoder)
     collector = Collector()
     collector.keep(lambda: _check_published_words(problem, settings))
     classifier = collector.keep(lambda: build_classifier(problem, settings))

@@ -71,6 +71,7 @@ class Problem:
         tokenizer: its vocabulary.
         logit_scale: what cosines are multiplied with.
         text_path: ``fast`` computes what prompts share once; ``plain`` each prompt by itself.
+        text_memory_gb: what ``fast`` may keep of a step for its gradients.
     """
 
     tasks: tuple[TaskNames, ...]
@@ -78,6 +79,7 @@ class Problem:
     tokenizer: Tokenizer
     logit_scale: float
     text_path: TextPath = "fast"
+    text_memory_gb: float = 3.0
 
     @cached_property
     def task_of_class(self) -> Int[Tensor, " K"]:

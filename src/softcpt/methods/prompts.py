@@ -65,7 +65,7 @@ def encode_prompts(
     """
     fast = shared_encoder(problem.text) if problem.text_path == "fast" else None
     if fast is not None:
-        return fast.encode(prompts, context, owner, selected)
+        return fast.encode(prompts, context, owner, selected, saved_bytes=int(problem.text_memory_gb * 2**30))
     chosen = prompts if selected is None else prompts.rows_of(selected)
     return encode_plainly(problem.text, chosen, context, owner)
 

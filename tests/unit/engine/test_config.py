@@ -141,6 +141,14 @@ def test_a_value_that_another_makes_idle_is_refused(key, value, switch):
     assert resolve({"method": "softcpt-cata", switch: "0", "recipe": "published"})
 
 
+def test_text_memory_is_refused_where_nothing_is_kept():
+    assert "plain" in faults_of({"text_encoder": "plain", "text_memory_gb": "1"})["text_memory_gb"].what
+    assert (
+        "trains nothing" in faults_of({"method": "zero-shot", "text_memory_gb": "1"})["text_memory_gb"].what
+    )
+    assert resolve({"text_memory_gb": "1"}).encoder.text_memory_gb == 1.0
+
+
 def test_unknown_methods_and_recipes_name_the_nearest():
     assert "softcpt-nata" in faults_of({"method": "nata"})["method"].fix
     assert "published" in faults_of({"recipe": "publised"})["recipe"].fix
