@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed
 BOOT  := .uv
 
 .DEFAULT_GOAL := install
-.PHONY: install test lint format demo constraints clean help
+.PHONY: install test lint format demo bench constraints clean help
 
 install: $(STAMP) ## install the package and its tools into .venv (skipped while nothing changed)
 
@@ -54,6 +54,11 @@ format: $(STAMP) ## let ruff mend style and formatting
 
 demo: $(STAMP) ## install, then train and compare three methods on drawn images
 	@$(BIN)/softcpt demo
+
+bench: $(STAMP) ## run all benchmarks of speed and memory (QUICK=1: each under a minute)
+	@for case in general-10 fashion-20 class-specific; do for script in text_step train scale; do \
+	  echo "== $$script $$case"; $(BIN)/python benchmarks/$$script.py --case $$case $(if $(QUICK),--quick) || exit 1; \
+	done; done
 
 # The graphics libraries that PyTorch brings along are pinned by PyTorch itself and left out.
 constraints: $(STAMP) ## write constraints.txt anew, with uv on the path (UPGRADE=1: newer versions)

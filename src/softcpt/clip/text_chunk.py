@@ -130,7 +130,7 @@ class Plan:
         tokens = sum(len(chunk.token_rows) for chunk in self.chunks)
         seen = sum(chunk.layout.n_seen[0] for chunk in self.chunks)
         seen_last = sum(chunk.layout.n_seen[1] for chunk in self.chunks)
-        linear = rows * 12 * d * d * between - tokens * 3 * d * d
+        linear = (rows * 12 * between - tokens * 3 * min(between, 1)) * d * d
         last = n_classes * (12 * d * d + d * self.embed_dim)
         heads_times_width = d * (d // self.head_width)
         forward = linear + 2 * seen * d * between + last + 2 * seen_last * heads_times_width

@@ -224,10 +224,10 @@ def _with_start(start: Start, i: int, part: int, places: Tensor, segment: Segmen
 
 def _bmm_into(out: Tensor, a: Tensor, b: Tensor, scratch: Arena) -> None:
     """Out = a b; a product written straight into a strided place would leave the fast path."""
-    if out.is_contiguous():
+    if out.is_contiguous() and out.dtype == a.dtype:
         torch.bmm(a, b, out=out)
     else:
-        out.copy_(torch.bmm(a, b, out=scratch.take(*out.shape, dtype=out.dtype)))
+        out.copy_(torch.bmm(a, b, out=scratch.take(*out.shape, dtype=a.dtype)))
 
 
 def _finish(folded: FoldedTower, start: Start, chunk: Chunk, x: Tensor) -> Tensor:

@@ -238,7 +238,8 @@ def lay_out(forest: Forest, prompts: Ints, *, constants: bool) -> Layout:
     )  # [C, A] nodes of each prompt, depth first
     of_prompt, of_depth = np.nonzero(laid)
     is_constant = of_depth < before[of_prompt]
-    hoisted = _far_nodes(path, n_nodes) & ~is_constant
+    # Behind constants nothing is hoisted: its band would lie in another window.
+    hoisted = _far_nodes(path, n_nodes) & (before[of_prompt] == 0)
     has_trunk = bool(hoisted.any())
 
     root = path[:, 0]

@@ -106,10 +106,15 @@ class SharedTextEncoder:
         """
         if context.device != self.device:
             raise RuntimeError(f"the context is on {context.device}, the text tower on {self.device}")
+        if context.shape[1] != prompts.n_context:
+            raise ValueError(
+                f"prompts with room for {prompts.n_context} vectors, contexts of {context.shape[1]}"
+            )
         plan = self.plan(prompts, owner, selected)
+        wanted = torch.is_grad_enabled() and context.requires_grad
         with torch.autocast(self.device.type, enabled=False):
             features: Tensor = _Encode.apply(
-                context.to(self.folded.wide),
+                (context if wanted else context.detach()).to(self.folded.wide),
                 self,
                 plan,
                 self.saved_bytes if saved_bytes is None else saved_bytes,
@@ -220,7 +225,8 @@ class _Planned:
         if key in self._plans:
             self._plans.move_to_end(key)
             return self._plans[key]
-        plan = self._build(owners, chosen)
+        with torch.inference_mode(False):
+            plan = self._build(owners, chosen)
         self._plans[key] = plan
         if len(self._plans) > PLANS_KEPT:
             self._plans.popitem(last=False)
