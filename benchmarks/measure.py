@@ -70,7 +70,7 @@ def names_of(case: str) -> Names:
     return Names(tuple(tasks))
 
 
-def problem_of(names: Names, text_path: str = "fast") -> Problem:
+def problem_of(names: Names) -> Problem:
     """A problem of these names on ViT-B/16's text tower with random weights in OpenAI's scale."""
     from softcpt.clip.toy import untrained_backbone
     from softcpt.methods.base import Problem, TaskNames
@@ -78,8 +78,7 @@ def problem_of(names: Names, text_path: str = "fast") -> Problem:
     backbone = untrained_backbone()
     to_openai_scale(backbone.text)
     tasks = tuple(TaskNames(f"task {t + 1}", classes) for t, classes in enumerate(names.tasks))
-    path: Any = text_path
-    return Problem(tasks, backbone.text, backbone.tokenizer, 100.0, path)
+    return Problem(tasks, backbone.text, backbone.tokenizer, 100.0)
 
 
 def to_openai_scale(tower: TextTower) -> None:

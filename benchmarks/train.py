@@ -85,17 +85,14 @@ class Run:
         self.order = torch.randperm(self.n_images, generator=rng).to(device)
         self.pixels = torch.randn(BATCH, 3, 224, 224, generator=rng).to(device)
 
-    def trainer(self, text_path: str = "fast", problem: Any = None) -> tuple[Any, Any, Any]:  # noqa: ANN401
+    def trainer(self) -> tuple[Any, Any, Any]:
         """Classifier, optimizer and their settings, at the start."""
-        import dataclasses
-
         from softcpt.engine.adapter import build_classifier
         from softcpt.engine.config import resolve
         from softcpt.engine.optim import build_optimizer
 
         settings = resolve({"method": self.method, "shots": SHOTS, "epochs": EPOCHS})
-        own = dataclasses.replace(problem or self.problem, text_path=text_path)
-        classifier = build_classifier(own, settings)
+        classifier = build_classifier(self.problem, settings)
         spec = settings.training().optim(SHOTS)
         return classifier, build_optimizer(classifier.parameters(), spec), spec
 

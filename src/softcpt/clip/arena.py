@@ -11,7 +11,8 @@ from torch import Tensor
 class Arena:
     """Memory that is taken piece by piece and given back at once: fresh pages are dear."""
 
-    PIECE = 1 << 25
+    PIECE = 1 << 18  # the first slab's elements; later ones double what is there, up to LARGEST
+    LARGEST = 1 << 25
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -27,10 +28,13 @@ class Arena:
             slab, used = slab + 1, 0
         if slab == len(slabs):
             with torch.inference_mode(False):
-                slabs.append(torch.empty(max(size, self.PIECE), dtype=dtype, device=self.device))
-        # Pieces begin at multiples of 64 bytes.
+                slabs.append(torch.empty(max(size, self._next_size(slabs)), dtype=dtype, device=self.device))
+        # Pieces begin at multiples of 16 elements.
         self._at[dtype] = (slab, used + -(-size // 16) * 16)
         return slabs[slab][used : used + size].view(shape)
+
+    def _next_size(self, slabs: list[Tensor]) -> int:
+        return max(self.PIECE, min(sum(slab.numel() for slab in slabs), self.LARGEST))
 
     def mark(self) -> dict[torch.dtype, tuple[int, int]]:
         """Where we are."""

@@ -108,6 +108,10 @@ class Plan:
         chunks: rows computed together.
         index: [k] the feature of each prompt asked for, among those of the forest.
         sot: id of the start token.
+        layers: L.
+        width: d.
+        embed_dim: D.
+        head_width: e.
     """
 
     forest: Forest
@@ -117,6 +121,12 @@ class Plan:
     layers: int
     width: int
     embed_dim: int
+    head_width: int
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory of its masks, which are most of it."""
+        return sum(chunk.trunk_mask.nbytes + chunk.band_mask.nbytes for chunk in self.chunks) * 5 // 4
 
     @property
     def n_rows(self) -> int:
@@ -136,8 +146,6 @@ class Plan:
         forward = linear + 2 * seen * d * between + last + 2 * seen_last * heads_times_width
         backward = linear + 4 * seen * d * between + last + 4 * seen_last * heads_times_width
         return forward, backward
-
-    head_width: int = 64
 
 
 def chunk_of(

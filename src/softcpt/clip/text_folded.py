@@ -88,7 +88,7 @@ class FoldedTower:
 
     @property
     def width(self) -> int:
-        """D."""
+        """The width, d."""
         return int(self.w_features.shape[1])
 
     @property

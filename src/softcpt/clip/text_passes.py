@@ -372,6 +372,6 @@ def saved_bytes(folded: FoldedTower, chunk: Chunk) -> int:
     d, up = folded.width, folded.layers[0].w_up.shape[0]
     narrow, wide = folded.narrow.itemsize, folded.wide.itemsize
     scores = folded.heads * chunk.layout.n_places * (chunk.n_trunk + chunk.layout.window) * narrow
-    slots = 3 * d * chunk.layout.n_places * narrow
+    places = 3 * d * chunk.layout.n_places * narrow
     rows = chunk.n_rows * (2 * d * wide + up * narrow)
-    return (len(folded.layers) - 1) * (scores + slots + rows)
+    return (len(folded.layers) - 1) * (scores + places + rows)

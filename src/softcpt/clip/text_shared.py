@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from softcpt.clip.arena import Arena
 from softcpt.clip.text import TextTower
@@ -50,6 +51,9 @@ TABLE_BYTES = 256 << 20
 """Largest table of constants (layer 0 of tokens; names before their context); without it they are rows."""
 
 PLANS_KEPT = 64
+
+PLANS_BYTES = 256 << 20
+"""Most that the plans of one set of prompts may take."""
 
 ARENAS_KEPT = 8
 """Idle memories: a step of a class-aware method has five in use at once."""
@@ -84,13 +88,14 @@ class SharedTextEncoder:
         self._prompts: weakref.WeakKeyDictionary[NamePrompts, _Planned] = weakref.WeakKeyDictionary()
         self._starts: dict[int, Start] = {}
         self._idle: list[Arena] = []
-        self._lock = threading.Lock()
+        self._host: Any = WeakTensorKeyDictionary()
+        self._lock = threading.RLock()
 
     def encode(
         self,
         prompts: NamePrompts,
         context: Float[Tensor, "G n d"],
-        owner: Int[Tensor, " k"],
+        owner: Int[Tensor, " k"] | None = None,
         selected: Int[Tensor, " k"] | None = None,
         *,
         saved_bytes: int | None = None,
@@ -100,7 +105,8 @@ class SharedTextEncoder:
         Args:
             prompts: all K of them.
             context: the contexts there are.
-            owner: which of them each prompt that is asked for takes.
+            owner: which of them each prompt that is asked for takes; None where there is one for all, or
+                one for each in their order.
             selected: which prompts are asked for, None for all.
             saved_bytes: how much may be kept for the backward, None for the encoder's own limit.
         """
@@ -110,7 +116,7 @@ class SharedTextEncoder:
             raise ValueError(
                 f"prompts with room for {prompts.n_context} vectors, contexts of {context.shape[1]}"
             )
-        plan = self.plan(prompts, owner, selected)
+        plan = self.plan(prompts, owner, selected, n_contexts=len(context))
         wanted = torch.is_grad_enabled() and context.requires_grad
         with torch.autocast(self.device.type, enabled=False):
             features: Tensor = _Encode.apply(
@@ -122,12 +128,36 @@ class SharedTextEncoder:
             return features.index_select(0, plan.index)
 
     def plan(
-        self, prompts: NamePrompts, owner: Int[Tensor, " k"], selected: Int[Tensor, " k"] | None = None
+        self,
+        prompts: NamePrompts,
+        owner: Int[Tensor, " k"] | None,
+        selected: Int[Tensor, " k"] | None = None,
+        *,
+        n_contexts: int = 1,
     ) -> Plan:
         """What is computed for these prompts; remembered."""
-        if prompts not in self._prompts:
-            self._prompts[prompts] = _Planned(prompts, self)
-        return self._prompts[prompts].plan(owner, selected)
+        chosen = None if selected is None else self._on_host(selected)
+        n_asked = len(prompts) if chosen is None else len(chosen)
+        if owner is not None:
+            owners = self._on_host(owner)
+        else:
+            owners = np.zeros(n_asked, np.int64) if n_contexts == 1 else np.arange(n_contexts)
+        if len(owners) != n_asked:
+            raise ValueError(f"{len(owners)} contexts for {n_asked} prompts")
+        with self._lock:
+            if prompts not in self._prompts:
+                self._prompts[prompts] = _Planned(prompts, self)
+            return self._prompts[prompts].plan(owners, chosen)
+
+    def _on_host(self, index: Tensor) -> np.ndarray:
+        """A tensor's numbers; a GPU, which makes steps wait, is asked once for a tensor that comes again."""
+        if index.device.type == "cpu":
+            return index.numpy()
+        known: tuple[int, np.ndarray] | None = self._host.get(index)
+        if known is None or known[0] != index._version:
+            known = (index._version, index.cpu().numpy())
+            self._host[index] = known
+        return known[1]
 
     def start(self, sot: int) -> Start:
         """SOT's constants."""
@@ -161,6 +191,11 @@ class SharedTextEncoder:
             if len(self._idle) < ARENAS_KEPT:
                 self._idle.append(arena)
 
+    def release(self) -> None:
+        """Give idle memory back to the system; the next step takes it anew."""
+        with self._lock:
+            self._idle.clear()
+
     @property
     def n_bytes(self) -> int:
         """Memory it holds for its steps, while none is under way."""
@@ -179,6 +214,9 @@ _encoders: weakref.WeakKeyDictionary[TextTower, tuple[Any, dict[torch.dtype, Sha
 
 def shared_encoder(tower: TextTower) -> SharedTextEncoder | None:
     """The fast encoder of a tower as it is now, in the precision that is in force now.
+
+    A tower that was moved, converted, loaded anew or changed in place gets a new one; changes through
+    ``.data``, of which torch keeps no count, are not noticed.
 
     None, and a note in the log, where the tower has parts that cannot be folded: the plain encoder takes all
     towers.
@@ -201,6 +239,13 @@ def shared_encoder(tower: TextTower) -> SharedTextEncoder | None:
     return known[1][narrow]
 
 
+def release_memory(tower: TextTower) -> None:
+    """Give back what the tower's fast encoders keep for their next step."""
+    for encoder in (_encoders[tower][1] if tower in _encoders else {}).values():
+        if encoder is not None:
+            encoder.release()
+
+
 class _Planned:
     """Plans of one set of prompts."""
 
@@ -218,9 +263,7 @@ class _Planned:
         self.tokens = np.unique((self.ids * self.ids.shape[1] + place)[is_token])
         self._table: Tensor | None = None
 
-    def plan(self, owner: Tensor, selected: Tensor | None) -> Plan:
-        owners = owner.cpu().numpy()
-        chosen = None if selected is None else selected.cpu().numpy()
+    def plan(self, owners: np.ndarray, chosen: np.ndarray | None) -> Plan:
         key = (owners.tobytes(), None if chosen is None else chosen.tobytes())
         if key in self._plans:
             self._plans.move_to_end(key)
@@ -228,7 +271,9 @@ class _Planned:
         with torch.inference_mode(False):
             plan = self._build(owners, chosen)
         self._plans[key] = plan
-        if len(self._plans) > PLANS_KEPT:
+        while len(self._plans) > 1 and (
+            len(self._plans) > PLANS_KEPT or sum(p.n_bytes for p in self._plans.values()) > PLANS_BYTES
+        ):
             self._plans.popitem(last=False)
         return plan
 
@@ -325,7 +370,7 @@ def _constants(encoder: SharedTextEncoder, ids: np.ndarray, slot: np.ndarray) ->
     index = np.full((len(ids), ids.shape[1] - 1), -1, dtype=np.int64)
     done = 0
     none = torch.zeros(0, folded.width, dtype=folded.wide, device=encoder.device)
-    with torch.no_grad(), torch.inference_mode(False), encoder.arena() as arena:
+    with torch.inference_mode(False), torch.no_grad(), encoder.arena() as arena:
         for part in cut_into_chunks(forest, encoder.max_rows):
             layout = lay_out(forest, part, constants=False)
             chunk = chunk_of(encoder.folded, layout, forest, named)

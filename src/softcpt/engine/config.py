@@ -79,7 +79,10 @@ class EncoderConfig(_Settings):
         description="fast: what prompts share is computed once; plain: each prompt alone, the reference",
     )
     text_memory_gb: float = Field(
-        3.0, ge=0, description="most that fast keeps of a step for its gradients; the rest is computed twice"
+        3.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="most that fast keeps of a set of prompts for gradients; the rest is computed twice",
     )
 
 

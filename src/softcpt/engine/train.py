@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from softcpt.clip.backbone import Backbone
+from softcpt.clip.text_shared import release_memory
 from softcpt.core.errors import Collector
 from softcpt.core.files import digest_of_file
 from softcpt.data.record import Record, Suite
@@ -127,6 +128,7 @@ def _run(
                 on_progress=on_progress,
             )
             epochs[part.name] = asdict(trained)
+    release_memory(backbone.text)
     val = val_score(classifier, suite, samples.val, features)
     stored = {"train": listed(samples.train, suite.tasks), "val": listed(samples.val, suite.tasks)}
     facts = write_adapter(

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from enum import Enum
 
-import torch
 from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
@@ -76,15 +75,13 @@ class CoOp(PromptClassifier):
 
     def class_features(self, selected: Int[Tensor, " k"] | None = None) -> Float[Tensor, "k D"]:
         """Text features of the class prompts: all K, or the selected columns."""
-        of_class = self.problem.task_of_class
-        columns = torch.arange(len(of_class), device=of_class.device) if selected is None else selected
         if self.sharing is Sharing.CLASS:
-            return encode_prompts(self.problem, self.prompts, self.context, columns, selected)
+            return encode_prompts(self.problem, self.prompts, self.context, selected, selected)
         if self.sharing is Sharing.TASK:
-            return encode_prompts(self.problem, self.prompts, self.context, of_class[columns], selected)
-        return encode_prompts(
-            self.problem, self.prompts, self.context[None], torch.zeros_like(columns), selected
-        )
+            of_class = self.problem.task_of_class
+            owner = of_class if selected is None else of_class[selected]
+            return encode_prompts(self.problem, self.prompts, self.context, owner, selected)
+        return encode_prompts(self.problem, self.prompts, self.context[None], None, selected)
 
 
 def _method(

@@ -51,7 +51,7 @@ def encode_prompts(
     problem: Problem,
     prompts: NamePrompts,
     context: Float[Tensor, "G n W"],
-    owner: Int[Tensor, " k"],
+    owner: Int[Tensor, " k"] | None = None,
     selected: Int[Tensor, " k"] | None = None,
 ) -> Float[Tensor, "k D"]:
     """Text features of prompts with the context put in, not normalised.
@@ -60,13 +60,17 @@ def encode_prompts(
         problem: whose text side.
         prompts: all there are.
         context: the different contexts.
-        owner: which of them each prompt takes, so that what they share is computed once.
+        owner: which of them each prompt that is asked for takes, so that what they share is computed once;
+            None where there is one for all, or one for each in their order.
         selected: which prompts; None for all.
     """
     fast = shared_encoder(problem.text) if problem.text_path == "fast" else None
     if fast is not None:
         return fast.encode(prompts, context, owner, selected, saved_bytes=int(problem.text_memory_gb * 2**30))
     chosen = prompts if selected is None else prompts.rows_of(selected)
+    if owner is None:
+        every = torch.arange(len(chosen), device=context.device)
+        owner = torch.zeros_like(every) if len(context) == 1 else every
     return encode_plainly(problem.text, chosen, context, owner)
 
 

@@ -219,10 +219,7 @@ class SoftCPT(PromptClassifier):
     def class_features(self, selected: Int[Tensor, " k"] | None = None) -> Float[Tensor, "k D"]:
         """Text features of the class prompts: all K, or the selected columns."""
         contexts = self.contexts(selected)
-        if self.variant.class_aware:
-            owner = torch.arange(len(contexts), device=contexts.device)
-        else:
-            owner = self._tasks_of(selected)[1]
+        owner = None if self.variant.class_aware else self._tasks_of(selected)[1]
         return encode_prompts(self.problem, self.prompts, contexts, owner, selected)
 
     def loss(
@@ -270,8 +267,7 @@ class StarSoftCPT(PromptClassifier):
         prompts = task_prompts(problem, texts, 0, "end")
         with torch.no_grad():
             nothing = torch.zeros(1, 0, problem.text.width, device=problem.text.device, dtype=problem.dtype)
-            owner = torch.zeros(len(prompts), dtype=torch.long, device=problem.text.device)
-            norm = encode_prompts(problem, prompts, nothing, owner).norm(dim=1).mean()
+            norm = encode_prompts(problem, prompts, nothing).norm(dim=1).mean()
         start = torch.randn(len(problem.tasks), problem.text.embed_dim, generator=streams("task_features"))
         start = start / start.norm(dim=1).mean()
         self.features = nn.Parameter(start.to(problem.text.device, problem.dtype) * norm)
@@ -303,10 +299,9 @@ def _with_own_context(
     problem: Problem, prompts: NamePrompts, context: Tensor, selected: Tensor | None
 ) -> Tensor:
     """Features of prompts that take one learned context [n, W] for all, or each its own [K, n, W]."""
-    which = torch.arange(len(prompts), device=context.device) if selected is None else selected
     if context.dim() == 2:
-        return encode_prompts(problem, prompts, context[None], torch.zeros_like(which), selected)
-    return encode_prompts(problem, prompts, context, which, selected)
+        return encode_prompts(problem, prompts, context[None], None, selected)
+    return encode_prompts(problem, prompts, context, selected, selected)
 
 
 def _variant_method(variant: Variant, summary: str) -> Method:

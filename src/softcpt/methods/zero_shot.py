@@ -39,9 +39,7 @@ class ZeroShot(PromptClassifier):
         """Text features of all templates, or of the selected columns'."""
         text = self.problem.text
         nothing = torch.zeros(1, 0, text.width, device=text.device, dtype=text.dtype)
-        n_prompts = len(self.prompts) if selected is None else len(selected)
-        owner = torch.zeros(n_prompts, dtype=torch.long, device=text.device)
-        return encode_prompts(self.problem, self.prompts, nothing, owner, selected)
+        return encode_prompts(self.problem, self.prompts, nothing, None, selected)
 
 
 def _build(problem: Problem, config: ZeroShotConfig, streams: Streams) -> ZeroShot:

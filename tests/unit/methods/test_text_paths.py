@@ -95,8 +95,8 @@ def watch(monkeypatch):
     asked = []
     true = SharedTextEncoder.encode
 
-    def encode(self, prompts, context, owner, selected=None, **options):
-        asked.append(len(owner))
+    def encode(self, prompts, context, owner=None, selected=None, **options):
+        asked.append(len(prompts) if selected is None else len(selected))
         return true(self, prompts, context, owner, selected, **options)
 
     monkeypatch.setattr(SharedTextEncoder, "encode", encode)
