@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import ctypes
 import gc
@@ -102,6 +103,19 @@ def to_openai_scale(tower: TextTower) -> None:
         tower.positional_embedding.copy_(torch.randn(tower.positional_embedding.shape, generator=rng) * 0.01)
         if tower.projection is not None:
             tower.projection.copy_(torch.randn(tower.projection.shape, generator=rng) * width**-0.5)
+
+
+def arguments(doc: str | None, rounds: int | None = None) -> argparse.ArgumentParser:
+    """What every benchmark can be asked."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--case", choices=CASES, default=CASES[0])
+    parser.add_argument("--quick", action="store_true", help="about a minute")
+    parser.add_argument("--threads", type=int, default=1)
+    if rounds is not None:
+        parser.add_argument("--rounds", type=int, default=rounds)
+        parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+        parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    return parser
 
 
 # -- clocks and memory ---------------------------------------------------------------------------------

@@ -12,17 +12,19 @@ tower with random weights:
 ``--quick`` stops early (2,000 classes; 60 tasks; 240 classes) and lets the encoder keep little between
 forward and backward, so that the bound is reached with them. The last line's ``memory_growth`` is the peak
 with the most classes over that of the size before, less what every method needs for a class (features and
-logits); ``bounded`` says that it is below 1.25.
+logits); ``bounded`` says that it is below 1.25. ``time_ratio`` and ``memory_ratio`` are those of the largest
+size against 77 positions of as many classes (8 of them measured); ``floor_distance`` counts what is computed
+twice for want of memory once; errors are those of ``text_step.py``.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from typing import Any
 
 import measure
+from text_step import Bench
 
 SIZES = {
     "general-10": (100, 1_000, 10_000, 50_000, 100_000),
@@ -35,12 +37,7 @@ QUICK_BYTES = 32 << 20
 
 def main() -> int:
     """Measure one case."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--case", choices=measure.CASES, default="general-10")
-    parser.add_argument("--quick", action="store_true", help="under a minute")
-    parser.add_argument("--threads", type=int, default=1)
+    parser = measure.arguments(__doc__)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--sizes", help="other sizes, as 100,1000")
     asked = parser.parse_args()
@@ -49,6 +46,8 @@ def main() -> int:
     if asked.sizes:
         sizes = tuple(int(size) for size in asked.sizes.split(","))
     steps = 1 if asked.quick else asked.steps
+    bench = Bench(asked.case, asked.threads, "cpu", "fp32", n_plain=8)
+    (plain_mib,) = measure.peaks_apart([lambda: lambda: bench.plain(bench.kind, bench.some_columns())])
     rows = []
     for size in sizes:
         rows.append(measured(asked.case, size, steps, QUICK_BYTES if asked.quick else None))
@@ -60,9 +59,18 @@ def main() -> int:
     per_class = 8 * 512 * 4 / 2**20  # features, their gradients and norms: rows that every method needs
     net = [max(1.0, row["peak_mib"] - per_class * row["classes"]) for row in rows]
     growth = net[-1] / net[-2]
+    bench.plain(bench.kind, bench.some_columns())
+    plain_s = measure.timed(time.perf_counter, lambda: bench.plain(bench.kind, bench.some_columns()))
+    most = rows[-1]
+    scale = most["classes_in_play"] / len(bench.some_columns())
+    rate = measure.gemm_rate(bench.encoder, 1024, time.perf_counter)
     result = {
         "benchmark": "scale", "case": asked.case, "sizes": rows, "steps": steps,
         "memory_growth": growth, "bounded": growth < 1.25,
+        "time_ratio": plain_s * scale / most["seconds_per_step"],
+        "memory_ratio": None if plain_mib is None else plain_mib * scale / most["peak_mib"],
+        "floor_distance": most["seconds_per_step"] * rate / most["multiply_adds"],
+        **bench.errors(bench.kind, bench.some_columns()),
     }  # fmt: skip
     return measure.finish(result, asked.threads)
 
@@ -131,6 +139,7 @@ def _measured(case: str, size: int, steps: int, saved_bytes: int | None) -> dict
     return {
         "size": size, "classes": n_classes, "peak_mib": peak, "total_mib": measure.resident_mib(),
         "seconds_per_step": measure.median(seconds), "rows": plan.n_rows, "chunks": len(plan.chunks),
+        "classes_in_play": len(plan.index), "multiply_adds": sum(plan.multiply_adds()),
     }  # fmt: skip
 
 

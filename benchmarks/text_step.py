@@ -15,7 +15,6 @@ run; medians. The last line is one JSON object:
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -26,20 +25,11 @@ import numpy as np
 
 def main() -> int:
     """Measure one case."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--case", choices=measure.CASES, default="general-10")
-    parser.add_argument("--quick", action="store_true", help="one round, under a minute")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
-    asked = parser.parse_args()
+    asked = measure.arguments(__doc__, rounds=5).parse_args()
     measure.set_threads(asked.threads)
     rounds = 1 if asked.quick else asked.rounds
     bench = Bench(asked.case, asked.threads, asked.device, asked.precision, n_plain=12 if asked.quick else 24)
-    main_kind, *others = bench.kinds
+    main_kind, others = bench.kind, bench.kinds[1:]
     result: dict[str, Any] = {"benchmark": "text_step", "case": asked.case, "precision": asked.precision}
     memory = bench.memory(main_kind)
     result |= bench.measure(main_kind, rounds) | memory
@@ -71,8 +61,8 @@ class Bench:
         self.n_plain = n_plain
         self.n_classes = len(self.names.every)
         self.kinds = ["coop-cs", "cata", "front"] if case == "class-specific" else ["end"]
-        self.rng = torch.Generator().manual_seed(0)
-        self.images = torch.randn(32, 512, generator=self.rng).to(device)
+        self.kind = self.kinds[0]
+        self.images = torch.randn(32, 512, generator=torch.Generator().manual_seed(0)).to(device)
         self._prompts: dict[Any, Any] = {}
 
     # -- what a step is --------------------------------------------------------------------------------

@@ -10,46 +10,40 @@ measured per step, in turn, and extrapolated to the whole training; with ``--ful
 runs through all its steps. Images are random pixels: reading and decoding them is in neither.
 
     time_ratio                published / ours, whole training
+    floor_distance            our step's time / its text side's multiply-adds at the tower's rate
+    memory_ratio, errors      of a step's text side, as text_step.py measures them
     hours                     of both, and what they consist of
     losses_follow             largest difference between the losses of bf16 and fp32, with --full in bf16
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable
 from typing import Any
 
 import measure
+from text_step import Bench
 
 SHOTS, BATCH, EPOCHS, VIEWS = 16, 32, 50, 16
 
 
 def main() -> int:
     """Measure one case."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--case", choices=measure.CASES, default="general-10")
-    parser.add_argument("--quick", action="store_true", help="one round, under a minute")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default=None)
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser = measure.arguments(__doc__, rounds=3)
     parser.add_argument("--full", action="store_true", help="run all steps of ours, in bf16 also beside fp32")
     asked = parser.parse_args()
     measure.set_threads(asked.threads)
-    import torch
-
-    device = asked.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device, rounds = asked.device, 1 if asked.quick else asked.rounds
+    n_plain = 12 if asked.quick else 24
+    text = Bench(asked.case, asked.threads, device, asked.precision, n_plain)
+    of_text = text.memory(text.kind) | text.errors(text.kind, text.some_columns())
     run = Run(asked.case, device, asked.precision)
-    rounds = 1 if asked.quick else asked.rounds
     clock = measure.clock_for(asked.threads, device)
     result: dict[str, Any] = {
         "benchmark": "train", "case": asked.case, "device": device, "precision": asked.precision
     }  # fmt: skip
-    result |= run.extrapolated(clock, rounds, n_plain=12 if asked.quick else 24)
+    result |= of_text | run.extrapolated(clock, rounds, n_plain)
     if asked.full:
         result |= run.in_full(clock)
     hours = result["hours"]
@@ -110,6 +104,31 @@ class Run:
         take_step(optimizer, loss, spec)
         return loss.detach()
 
+    def encoder(self) -> Any:  # noqa: ANN401
+        """The fast encoder of the text tower."""
+        from softcpt.clip.text_shared import shared_encoder
+
+        with self.autocast():
+            return shared_encoder(self.problem.text)
+
+    def multiply_adds(self, trainer: tuple[Any, Any, Any], i: int) -> int:
+        """Of a step's text side: class prompts, task prompts and, where there are any, auxiliary ones."""
+        import torch
+
+        classifier, encoder = trainer[0], self.encoder()
+        batch = self.order[(i * BATCH) % (self.n_images - BATCH) :][:BATCH]
+        selected = self.problem.columns_in_play(self.columns[batch])
+        columns = torch.arange(len(self.columns) // SHOTS) if selected is None else selected
+        of_class = self.problem.task_of_class[columns]
+        tasks = torch.unique(of_class)
+        plans = [encoder.plan(classifier.task_prompts, None, tasks)]
+        if self.method == "softcpt-cata":
+            plans.append(encoder.plan(classifier.aux_prompts, None, columns))
+            plans.append(encoder.plan(classifier.prompts, columns, columns))
+        else:
+            plans.append(encoder.plan(classifier.prompts, of_class, columns))
+        return sum(sum(plan.multiply_adds()) for plan in plans)
+
     def extrapolated(self, clock: Callable[[], float], rounds: int, n_plain: int) -> dict[str, Any]:
         """The whole training from measured steps."""
         from softcpt.engine.features import encode_pixels
@@ -120,11 +139,14 @@ class Run:
         text = self.plain_text_step(n_plain)
         encode()
         seconds: dict[str, list[float]] = {"step": [], "images": [], "text": []}
+        distances = []
         for i in range(rounds):
             n = 20 if self.device == "cuda" else 1
+            rate = measure.gemm_rate(self.encoder(), 1024, clock)
             seconds["step"].append(
                 measure.timed(clock, lambda i=i, n=n: [self.step(ours, i * n + j + 1) for j in range(n)]) / n
             )
+            distances.append(seconds["step"][-1] / (self.multiply_adds(ours, i * n + n) / rate))
             seconds["images"].append(measure.timed(clock, encode))
             seconds["text"].append(measure.timed(clock, text) * len(self.problem.class_names) / n_plain)
         step, images, plain = (measure.median(seconds[key]) for key in ("step", "images", "text"))
@@ -134,6 +156,7 @@ class Run:
         return {
             "time_ratio": published / own,
             "step_ratio": (images + plain) / step,
+            "floor_distance": measure.median(distances),
             "hours": {
                 "published": published / 3600,
                 "ours": own / 3600,

@@ -26,7 +26,6 @@ columns, W window.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -370,12 +369,3 @@ def _packed(rows: Ints) -> Ints:
     at, which = np.nonzero(there)
     packed[at, (np.cumsum(there, axis=1) - 1)[at, which]] = rows[at, which]
     return packed
-
-
-def count_histories(forest: Forest, prompts: Sequence[int] | Ints | None = None) -> int:
-    """Different histories of the prompts: the closed form of the rows an exact computation needs."""
-    chosen = range(len(forest.codes)) if prompts is None else prompts
-    histories = {
-        forest.codes[c, : depth + 1].tobytes() for c in chosen for depth in range(int(forest.lengths[c]))
-    }
-    return len(histories)

@@ -32,9 +32,10 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from softcpt.clip.arena import Arena
 from softcpt.clip.text import TextTower
 from softcpt.clip.text_chunk import Constants, Plan, Start, chunk_of
-from softcpt.clip.text_folded import fold, normalise, why_not_folded
+from softcpt.clip.text_constants import constants_of, names_before, start_of
+from softcpt.clip.text_folded import fold, why_not_folded
 from softcpt.clip.text_passes import ChunkState, backward, first_layer, forward, saved_bytes
-from softcpt.clip.text_plan import Forest, Layout, cut_into_chunks, grow_forest, lay_out
+from softcpt.clip.text_plan import cut_into_chunks, grow_forest, lay_out
 from softcpt.clip.tokens import NamePrompts
 
 logger = logging.getLogger("softcpt")
@@ -44,8 +45,8 @@ MAX_ROWS = {"cpu": 2048}
 
 MAX_ROWS_ELSEWHERE = 16384
 
-SAVED_BYTES = 3 << 30
-"""Activations kept between forward and backward; what is beyond is computed a second time."""
+SAVED_GB = 3.0
+"""Activations kept between forward and backward (2^30 bytes); what is beyond is computed a second time."""
 
 TABLE_BYTES = 256 << 20
 """Largest table of constants (layer 0 of tokens; names before their context); without it they are rows."""
@@ -69,7 +70,7 @@ class SharedTextEncoder:
         tower: whose blocks can be folded.
         narrow: dtype of the products; the tower's own, or that of autocast.
         max_rows: of a chunk; None chooses by device.
-        saved_bytes: see :data:`SAVED_BYTES`.
+        saved_bytes: kept for the backward, see :data:`SAVED_GB`.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class SharedTextEncoder:
         narrow: torch.dtype | None = None,
         *,
         max_rows: int | None = None,
-        saved_bytes: int = SAVED_BYTES,
+        saved_bytes: int = int(SAVED_GB * 2**30),
     ) -> None:
         with torch.inference_mode(False):
             self.folded = fold(tower, narrow)
@@ -163,7 +164,7 @@ class SharedTextEncoder:
         """SOT's constants."""
         if sot not in self._starts:
             with torch.inference_mode(False), torch.no_grad():
-                self._starts[sot] = _start(self, sot)
+                self._starts[sot] = start_of(self.folded, sot)
         return self._starts[sot]
 
     @contextmanager
@@ -325,83 +326,30 @@ class _Planned:
     def constants(self, encoder: SharedTextEncoder) -> Constants | None:
         """Keys and values of names that stand before their context, or None."""
         if not self._constants_known:
-            self._constants = _constants(encoder, self.ids, self.slot)
+            self._constants = self._find_constants(encoder)
             self._constants_known = True
         return self._constants
 
-
-def _start(encoder: SharedTextEncoder, sot: int) -> Start:
-    folded = encoder.folded
-    d = folded.width
-    x = (encoder.folded.embedding[sot].to(folded.wide) + encoder.folded.positions[0])[None]
-    found = [torch.zeros(0, 1, 3 * d, dtype=folded.narrow, device=encoder.device)]
-    for layer in folded.layers[:-1]:
-        h = normalise(x, layer.eps_1)[0].to(folded.narrow)
-        qkv = h @ layer.w_qkv.t()
-        found.append(qkv[None])
-        y = x + layer.b_out + (qkv[:, 2 * d :] @ layer.w_out.t())  # it attends to itself alone
-        u = torch.addmm(layer.b_up, normalise(y, layer.eps_2)[0].to(folded.narrow), layer.w_up.t())
-        x = y + layer.b_down + folded.activate(u, out=torch.empty_like(u)) @ layer.w_down.t()
-    last = normalise(x, folded.layers[-1].eps_1)[0].to(folded.narrow)
-    return Start(torch.cat(found), last)
-
-
-def _constants(encoder: SharedTextEncoder, ids: np.ndarray, slot: np.ndarray) -> Constants | None:
-    has_context = (slot >= 0).any(axis=1)
-    before = np.where(has_context, (slot >= 0).argmax(axis=1) - 1, 0)  # depths of the name
-    if not (before > 0).any():
-        return None
-    folded = encoder.folded
-    named = np.flatnonzero(before > 0)
-    cut = ids[named, : int(before.max()) + 1]
-    forest = grow_forest(
-        cut,
-        np.full(cut.shape, -1),
-        before[named],
-        np.zeros(len(named), dtype=np.int64),
-        0,
-        len(encoder.folded.embedding),
-    )
-    n_rows = int((forest.lengths - forest.shared).sum())
-    size = n_rows * (3 * len(folded.layers) - 2) * folded.width * folded.narrow.itemsize
-    if size > TABLE_BYTES:
-        return None
-    qkv, last = [], []
-    index = np.full((len(ids), ids.shape[1] - 1), -1, dtype=np.int64)
-    done = 0
-    none = torch.zeros(0, folded.width, dtype=folded.wide, device=encoder.device)
-    with torch.inference_mode(False), torch.no_grad(), encoder.arena() as arena:
-        for part in cut_into_chunks(forest, encoder.max_rows):
-            layout = lay_out(forest, part, constants=False)
-            chunk = chunk_of(encoder.folded, layout, forest, named)
-            arena.reset()
-            with encoder.arena() as scratch:
-                kept = forward(folded, encoder.start(int(ids[0, 0])), chunk, none, arena, scratch, save=True)
-            own = none.new_empty(len(kept.layers), layout.n_rows, 3 * folded.width)
-            for state, room in zip(kept.layers, own, strict=True):
-                by_place = state.qkv.permute(2, 0, 1, 3).reshape(layout.n_places, -1)
-                room.copy_(by_place[chunk.row_place])
-            qkv.append(own.to(folded.narrow))
-            last.append(normalise(kept.x, folded.layers[-1].eps_1)[0].to(folded.narrow))
-            index_of = _paths(layout, forest)
-            for prompt, path in index_of.items():
-                rows = np.flatnonzero(forest.index == prompt)
-                index[named[rows][:, None], np.arange(len(path))[None, :]] = done + path
-            done += layout.n_rows
-    return Constants(index, torch.cat(qkv, dim=1), torch.cat(last))
-
-
-def _paths(layout: Layout, forest: Forest) -> dict[int, np.ndarray]:
-    """Rows of each prompt of a layout, by depth."""
-    found = {}
-    for i, prompt in enumerate(layout.prompts):
-        end = layout.row_place[layout.end_row[i]]
-        segment = next(s for s in layout.segments if s.start <= end < s.end)
-        trunk = layout.holds[segment.start + np.flatnonzero(layout.trunk_seen[end])]
-        band = layout.end_band[i]
-        path = np.concatenate([trunk, band[band >= 0]])
-        found[int(prompt)] = path[np.argsort(layout.positions[path])]
-    return found
+    def _find_constants(self, encoder: SharedTextEncoder) -> Constants | None:
+        if not (names_before(self.slot) > 0).any():
+            return None
+        start = encoder.start(int(self.ids[0, 0]))
+        with (
+            torch.inference_mode(False),
+            torch.no_grad(),
+            encoder.arena() as arena,
+            encoder.arena() as scratch,
+        ):
+            return constants_of(
+                encoder.folded,
+                start,
+                self.ids,
+                self.slot,
+                arena,
+                scratch,
+                max_rows=encoder.max_rows,
+                most=TABLE_BYTES,
+            )
 
 
 class _Encode(torch.autograd.Function):

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from softcpt.clip.text_shared import SAVED_GB
 from softcpt.core.errors import ConfigError, Fault, nearest
 from softcpt.core.yaml import YamlError, read_yaml
 from softcpt.engine.optim import OptimSpec
@@ -79,7 +80,7 @@ class EncoderConfig(_Settings):
         description="fast: what prompts share is computed once; plain: each prompt alone, the reference",
     )
     text_memory_gb: float = Field(
-        3.0,
+        SAVED_GB,
         ge=0,
         allow_inf_nan=False,
         description="most that fast keeps of a set of prompts for gradients; the rest is computed twice",

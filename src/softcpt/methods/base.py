@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from softcpt.clip.text_shared import SAVED_GB
 from softcpt.methods.loss import cosine_logits, multitask_cross_entropy
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class Problem:
         tokenizer: its vocabulary.
         logit_scale: what cosines are multiplied with.
         text_path: ``fast`` computes what prompts share once; ``plain`` each prompt by itself.
-        text_memory_gb: what ``fast`` may keep of a step for its gradients.
+        text_memory_gb: what ``fast`` may keep of a set of prompts for its gradients.
     """
 
     tasks: tuple[TaskNames, ...]
@@ -79,7 +80,7 @@ class Problem:
     tokenizer: Tokenizer
     logit_scale: float
     text_path: TextPath = "fast"
-    text_memory_gb: float = 3.0
+    text_memory_gb: float = SAVED_GB
 
     @cached_property
     def task_of_class(self) -> Int[Tensor, " K"]:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from softcpt.clip import text_shared
 from softcpt.clip.text_shared import SharedTextEncoder
 from softcpt.engine.optim import OptimSpec, build_optimizer, take_step
 from softcpt.methods import prompts
@@ -167,12 +168,18 @@ def test_only_prompts_of_tasks_with_images_are_encoded(
     assert calls == asked
 
 
-def test_less_memory_gives_the_same_bits(problem, batch, streams):
+def test_less_memory_computes_again_and_gives_the_same_bits(problem, batch, streams, monkeypatch):
     method = get_method("softcpt-csts")
-    runs = []
+    runs, counts = [], []
+    true = text_shared.forward
+    monkeypatch.setattr(text_shared, "forward", lambda *args, **how: counts.append(1) or true(*args, **how))
+    n_forwards = []
     for gigabytes in (3.0, 0.0):
         own = replace(problem, text_memory_gb=gigabytes)
+        counts.clear()
         runs.append(loss_and_gradients(method.build(own, method.config(**AWARE), streams), batch))
+        n_forwards.append(len(counts))
+    assert n_forwards[1] == 2 * n_forwards[0]
     (loss, gradients), (other, expected) = runs
     assert torch.equal(loss, other)
     assert all(torch.equal(gradients[name], expected[name]) for name in expected)
