@@ -24,7 +24,6 @@ _FAST: dict[str, Any] = {
 }
 Kernel = Callable[..., None]
 _one, _two, _three, _four = (np.uint64(i) for i in (1, 2, 3, 4))
-_zero = np.uint64(0)
 
 
 @numba.njit(inline="always", **_FAST)
@@ -52,6 +51,14 @@ def _add_four(
         into[c] += p * a[i + u] + q * a[j + u] + r * a[k + u] + s * a[m + u]
 
 
+def _compiled(loop: Kernel) -> Kernel:
+    try:
+        kernel: Kernel = numba.njit(cache=True, **_FAST)(loop)
+    except RuntimeError:  # no place to keep it, neither here nor in the user's cache
+        kernel = numba.njit(**_FAST)(loop)
+    return kernel
+
+
 @cache
 def kernels(size: int) -> tuple[Kernel, Kernel, Kernel, Kernel]:
     """Loops for heads of ``size`` features, a constant of theirs. All arrays are flat.
@@ -59,7 +66,7 @@ def kernels(size: int) -> tuple[Kernel, Kernel, Kernel, Kernel]:
     Sources are [M, 3d], scores and probabilities [H, V]; a kernel does the heads from ``low`` to ``high``.
     """
 
-    @numba.njit(cache=True, **_FAST)
+    @_compiled
     def compare(sources, bias, first, seen, scores, heads, low, high):
         """Add the queries' bias; scores, less the largest of their row."""
         d, pairs = np.uint64(heads * size), np.uint64(len(seen))
@@ -79,7 +86,7 @@ def kernels(size: int) -> tuple[Kernel, Kernel, Kernel, Kernel]:
                 for j in range(begin, end):
                     scores[to + j] -= largest
 
-    @numba.njit(cache=True, **_FAST)
+    @_compiled
     def take(sources, first, seen, prob, out, heads, low, high):
         """Make probabilities of exponentials, and sum the values [N, d]."""
         d, pairs = np.uint64(heads * size), np.uint64(len(seen))
@@ -110,7 +117,7 @@ def kernels(size: int) -> tuple[Kernel, Kernel, Kernel, Kernel]:
                 for c in range(size):
                     out[np.uint64(row) * d + at + np.uint64(c)] = total[c]
 
-    @numba.njit(cache=True, **_FAST)
+    @_compiled
     def back_to_queries(sources, first, seen, prob, grad, into_scores, into, heads, low, high):
         """Gradients of the scores, and of the queries, of those [N, d] of what was taken."""
         d, pairs = np.uint64(heads * size), np.uint64(len(seen))
@@ -143,7 +150,7 @@ def kernels(size: int) -> tuple[Kernel, Kernel, Kernel, Kernel]:
                 for c in range(size):
                     into[np.uint64(row) * stride + at + np.uint64(c)] = total[c]
 
-    @numba.njit(cache=True, **_FAST)
+    @_compiled
     def back_to_keys(
         sources,
         first,
