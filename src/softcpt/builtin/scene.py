@@ -76,7 +76,7 @@ RADIUS: Final[dict[str, float]] = {"tiny": 0.08, "small": 0.125, "medium": 0.2, 
 """Half the height of a thing, as a share of the picture's side."""
 
 _LEAST_CONTRAST: Final = 0.42
-_LEAST_SEEN: Final = 0.17
+_LEAST_SEEN: Final = 0.2
 """Of the contrast that fog, darkness and glass leave."""
 _TRIES: Final = 20_000
 
@@ -164,7 +164,7 @@ def visible(scene: Scene) -> frozenset[str]:
         "position": scene.count == "one" and scene.size != "large",
         "background": exposed or scene.background == "plain",
         "background_colour": scene.background == "plain" and true_colours,
-        "outline": sizeable and clear and exposed and scene.material != "fur",
+        "outline": sizeable and clear and exposed,
         "orientation": is_shape and sizeable and scene.shape in POINTED,
         "material": surface and filled and scene.pattern == "plain",
         "weather": scene.quality in ("sharp", "grainy") and not (scene.weather == "snow" and bright),
@@ -182,7 +182,10 @@ def _fits(scene: Scene) -> bool:
         return False
     if scene.material != "paper" and scene.size in ("tiny", "small"):
         return False  # a few pixels show no grain
-    if scene.size == "tiny" and (scene.pattern != "plain" or scene.outline == "dashed"):
+    if scene.material == "fur" and scene.outline != "none":
+        return False
+    is_fine = scene.size == "tiny" or (scene.letter and scene.size == "small")
+    if is_fine and (scene.pattern != "plain" or scene.outline == "dashed"):
         return False
     if scene.outline == "hollow" and (scene.shape == "ring" or scene.letter):
         return False
@@ -196,10 +199,10 @@ def _stands_out(scene: Scene) -> bool:
         thing, ground = np.minimum(1.5 * thing + 0.15, 1), np.minimum(1.5 * ground + 0.15, 1)
     contrast = float(np.sqrt(np.sum((thing - ground) ** 2)))
     left = 0.35 if scene.quality == "dark" else 1.0
-    left *= 0.45 if scene.weather == "fog" else 1.0
+    left *= {"fog": 0.45, "sunset": 0.7}.get(scene.weather, 1.0)
     left *= 0.5 if scene.material == "glass" else 1.0
     is_thin = scene.size == "tiny" or scene.outline == "hollow"
-    left *= 0.4 if is_thin and scene.quality in ("blurred", "pixelated") else 1.0
+    left *= 0.4 if is_thin and scene.quality in ("blurred", "pixelated", "grainy") else 1.0
     return contrast >= _LEAST_CONTRAST and contrast * left >= _LEAST_SEEN
 
 

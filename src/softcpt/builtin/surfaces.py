@@ -82,7 +82,7 @@ def paint(
         lay(canvas, look.colour, covered(np.abs(distance + look.width / 2) - look.width / 2, pixel))
         return
     if scene.material == "fur":
-        distance = distance + (0.5 if scene.letter else 1.0) * _hair(x, y, rng)
+        distance = distance + (0.4 if scene.letter else 0.75) * _hair(x, y, rng)
     share = covered(distance, pixel)
     colours = np.broadcast_to(look.colour, canvas.shape)
     if scene.pattern in _PATTERNS:
@@ -91,7 +91,9 @@ def paint(
     colours, opaque = _MATERIALS[scene.material](colours, distance, x, y, look, rng)
     lay(canvas, colours, share * opaque)
     if scene.outline != "none":
-        line = np.abs(distance + 0.02) - look.width / 2
+        # Just outside, so that thin letters keep their colour.
+        half = look.width / (4 if scene.letter else 2)
+        line = np.abs(distance + 0.04 - half) - half
         if scene.outline == "dashed":
             line = np.maximum(line, _checkered(*_turned(x, y, 0.35), replace(look, turn=0.0, pitch=0.33)))
         lay(canvas, look.outline, covered(line, pixel))

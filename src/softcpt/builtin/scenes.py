@@ -1,29 +1,30 @@
-"""The tasks of the suite ``scenes``: which attribute is asked for, and how its classes are called."""
+"""``scenes``: what a drawn picture shows, asked for by one task an attribute."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
+
+from PIL import Image
+
+from softcpt.builtin.draw import draw
+from softcpt.builtin.scene import sample_scene
+from softcpt.builtin.suite import BuiltinSuite, BuiltinTask
+from softcpt.core.seeds import stream
 
 HELD_OUT_TASKS: Final = ("position", "orientation", "material")
 """Left out of captions for pre-training, so that three tasks are new to a model trained on the others."""
 
 
 @dataclass(frozen=True)
-class SceneTask:
-    """One task of ``scenes``; its name is the attribute that the classes are values of.
+class SceneTask(BuiltinTask):
+    """A task whose name is an attribute of scenes and whose classes are its values.
 
     Attributes:
-        description: a sentence about the task.
-        template: zero-shot prompt.
-        classes: value of the attribute -> readable class name.
         among: other attributes -> the values left to chance, where not all of them would do.
     """
 
-    description: str
-    template: str
-    classes: Mapping[str, str]
     among: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
@@ -130,3 +131,20 @@ SCENE_TASKS: Final[dict[str, SceneTask]] = {
     ),
 }  # fmt: skip
 """In the order of the suite. Whatever a task does not ask for varies freely."""
+
+
+def _pictures(task: str, value: str, seed: int, n: int, size_px: int) -> Iterator[Image.Image]:
+    for i in range(n):
+        rng = stream("scenes", seed, task, value, i)
+        yield draw(sample_scene(rng, {task: value}, SCENE_TASKS[task].among), rng, size_px)
+
+
+SCENES: Final = BuiltinSuite(
+    name="scenes",
+    description="Drawn pictures of shapes and letters; each task asks for another of their attributes.",
+    source="drawn by softcpt",
+    tasks=SCENE_TASKS,
+    images_per_class=60,
+    most_images=None,
+    pictures=_pictures,
+)
