@@ -81,7 +81,7 @@ _PHRASES: Final[dict[str, dict[str, tuple[str, ...]]]] = {
     },
     "arrangement": {
         "scattered": ("scattered about", "spread out"),
-        "row": ("in a row", "side by side in a line"),
+        "row": ("in a row", "lined up"),
         "column": ("in a column", "one above the other"),
         "diagonal": ("on a diagonal", "in a diagonal line"),
         "circle": ("in a circle", "arranged in a circle"),
@@ -100,7 +100,7 @@ _PHRASES: Final[dict[str, dict[str, tuple[str, ...]]]] = {
         "water": ("on water", "in the sea", "on a water background"),
         "bricks": ("on a brick wall", "in front of bricks"),
         "clouds": ("in a cloudy sky", "in front of clouds", "in the sky"),
-        "night sky": ("in a night sky", "among the stars at night", "in a starry night"),
+        "night sky": ("in a night sky", "at night", "under a starry sky"),
         "tiles": ("on tiles", "on a tiled floor"),
     },
     "weather": {

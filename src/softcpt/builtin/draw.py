@@ -36,7 +36,7 @@ def draw(scene: Scene, rng: np.random.Generator, size_px: int = 64) -> Image.Ima
     _scatter_clutter(canvas, rng)
     places = spots(scene, rng)
     _paint_things(canvas, scene, places, rng)
-    if scene.size in ("medium", "large") and happens(rng, 0.3):
+    if scene.size in ("medium", "large") and happens(rng, 0.2):
         _lay_stick(canvas, places[0], rng)
     canvas = take(add_weather(light_up(canvas, rng), scene, rng), scene, rng)
     return Image.fromarray(np.rint(255 * canvas).astype(np.uint8))
@@ -66,7 +66,7 @@ def _piece(canvas: Array, spot: Spot) -> tuple[Array, Array, Array]:
 
 def _scatter_clutter(canvas: Array, rng: np.random.Generator) -> None:
     """Pebbles and small dull shapes that have nothing to do with the scene."""
-    for _ in range(whole(rng, 0, 6)):
+    for _ in range(whole(rng, 0, 4)):
         spot = Spot(rng.random(), rng.random(), between(rng, 0.02, 0.05), between(rng, 0, 6.3))
         piece, x, y = _piece(canvas, spot)
         if min(piece.shape[:2]) < 2:

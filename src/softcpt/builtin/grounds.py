@@ -9,17 +9,18 @@ import numpy as np
 
 from softcpt.builtin.canvas import points, smooth_noise
 from softcpt.builtin.chance import Array, between, whole
-from softcpt.builtin.scene import COLOURS, GROUNDS, Scene
+from softcpt.builtin.scene import GROUNDS, PLAIN_GROUNDS, Scene
 
 
 def paint_ground(scene: Scene, rng: np.random.Generator, size_px: int) -> Array:
     """The picture without any thing in it."""
     if scene.background == "plain":
-        colour = np.array(COLOURS[scene.background_colour]) + 0.08 * (rng.random(3) - 0.5)
+        colour = np.array(PLAIN_GROUNDS[scene.background_colour]) + 0.08 * (rng.random(3) - 0.5)
         shade = 0.92 + 0.16 * smooth_noise(rng, 1, 1, size_px)
         return np.asarray(colour * shade[..., None])
     colour = np.array(GROUNDS[scene.background]) + 0.06 * (rng.random(3) - 0.5)
-    return np.asarray(_GROUNDS[scene.background](colour, rng, size_px))
+    ground = _GROUNDS[scene.background](colour, rng, size_px)
+    return ground + 0.3 * (colour - ground)  # quiet enough not to drown the things
 
 
 def _grass(colour: Array, rng: np.random.Generator, size_px: int) -> Array:

@@ -34,7 +34,7 @@ def _turn(scene: Scene, rng: np.random.Generator) -> float:
     if scene.letter:
         return between(rng, -0.2, 0.2)
     if scene.shape not in POINTED:
-        return between(rng, -0.35, 0.35)
+        return between(rng, -0.25, 0.25)
     degrees = {"up": 0, "diagonally up": 45, "sideways": 90, "diagonally down": 135, "down": 180}
     return math.radians(pick(rng, (-1, 1)) * degrees[scene.orientation]) + between(rng, -0.1, 0.1)
 
@@ -65,7 +65,7 @@ def _together(scene: Scene, rng: np.random.Generator) -> list[tuple[float, float
         angles = [start + 2 * math.pi * k / n for k in range(n)]
         x, y = between(rng, 0.45, 0.55), between(rng, 0.45, 0.55)
         return [(x + radius * math.cos(a), y + radius * math.sin(a)) for a in angles]
-    step = between(rng, 0.155, min(0.2, 0.82 / (n - 1)))
+    step = between(rng, 0.165, min(0.2, 0.835 / (n - 1)))
     line = [(k - (n - 1) / 2) * step for k in range(n)]
     off = between(rng, 0.2, 0.8)
     if scene.arrangement == "diagonal":

@@ -63,7 +63,7 @@ def make_suite(
 ) -> Made:
     """Write a built-in suite: ``<task>/<class>/<number>.png`` and a ``suite.yaml`` that describes it.
 
-    A picture depends on seed, task, class, number and size alone; for ``digits``, on the images per class too.
+    A picture depends on seed, task, class, number and size alone; in ``digits`` on the images per class too.
     The folder is there with all of it, or not at all.
 
     Args:

@@ -22,6 +22,12 @@ COLOURS: Final[dict[str, tuple[float, float, float]]] = {
     "black": (0.07, 0.07, 0.08),
     "white": (0.96, 0.96, 0.95),
 }
+PLAIN_GROUNDS: Final[dict[str, tuple[float, float, float]]] = {
+    name: (0.65 * red + 0.3, 0.65 * green + 0.3, 0.65 * blue + 0.3)
+    for name, (red, green, blue) in COLOURS.items()
+} | {"black": (0.12, 0.12, 0.13)}
+"""Plain backgrounds are paler than things."""
+
 GROUNDS: Final[dict[str, tuple[float, float, float]]] = {
     "grass": (0.26, 0.50, 0.16),
     "sand": (0.85, 0.75, 0.52),
@@ -47,20 +53,20 @@ ATTRIBUTES: Final[dict[str, dict[str, float]]] = {
         "circle", "square", "triangle", "star", "heart", "cross", "crescent", "ring", "arrow", "drop"
     ),
     # a letter in place of a shape; empty: the thing is a shape
-    "letter": _mostly("", 40, *"ABEHKMOSTX"),
+    "letter": _mostly("", 60, *"ABEHKMOSTX"),
     "colour": _evenly(*COLOURS),
-    "pattern": _mostly("plain", 5, "striped", "dotted", "checkered", "latticed", "ringed", "zigzag"),
+    "pattern": _mostly("plain", 9, "striped", "dotted", "checkered", "latticed", "ringed", "zigzag"),
     "size": _evenly("tiny", "small", "medium", "large"),
-    "count": _mostly("one", 6, "two", "three", "four", "five", "six"),
+    "count": _mostly("one", 20, "two", "three", "four", "five", "six"),
     "arrangement": _mostly("scattered", 3, "row", "column", "diagonal", "circle"),
-    "position": _mostly("middle", 4, "top", "bottom", "side", "corner"),
-    "background": _mostly("plain", 8, *GROUNDS),
-    "background_colour": _evenly(*COLOURS),
-    "outline": _mostly("none", 4, "dark", "bright", "dashed", "hollow"),
+    "position": _mostly("middle", 6, "top", "bottom", "side", "corner"),
+    "background": _mostly("plain", 10, *GROUNDS),
+    "background_colour": {**_evenly(*COLOURS), "white": 6.0},
+    "outline": _mostly("none", 8, "dark", "bright", "dashed", "hollow"),
     "orientation": _evenly("up", "diagonally up", "sideways", "diagonally down", "down"),
-    "material": _mostly("paper", 5, "wood", "metal", "stone", "fur", "glass"),
-    "weather": _mostly("clear", 6, "rain", "snow", "fog", "sunset"),
-    "quality": _mostly("sharp", 8, "blurred", "grainy", "pixelated", "overexposed", "dark"),
+    "material": _mostly("paper", 15, "wood", "metal", "stone", "fur", "glass"),
+    "weather": _mostly("clear", 16, "rain", "snow", "fog", "sunset"),
+    "quality": _mostly("sharp", 20, "blurred", "grainy", "pixelated", "overexposed", "dark"),
 }
 """Attribute -> its values, and how often each is drawn where an attribute is left to chance.
 
@@ -72,7 +78,7 @@ POINTED: Final = frozenset({"triangle", "arrow", "drop"})
 
 COUNTS: Final[dict[str, int]] = {word: n for n, word in enumerate(ATTRIBUTES["count"], start=1)}
 
-RADIUS: Final[dict[str, float]] = {"tiny": 0.08, "small": 0.125, "medium": 0.2, "large": 0.32}
+RADIUS: Final[dict[str, float]] = {"tiny": 0.07, "small": 0.13, "medium": 0.21, "large": 0.34}
 """Half the height of a thing, as a share of the picture's side."""
 
 _LEAST_CONTRAST: Final = 0.42
@@ -208,7 +214,9 @@ def _stands_out(scene: Scene) -> bool:
 
 def _ground(scene: Scene) -> tuple[float, float, float]:
     """The background's mean colour."""
-    return COLOURS[scene.background_colour] if scene.background == "plain" else GROUNDS[scene.background]
+    return (
+        PLAIN_GROUNDS[scene.background_colour] if scene.background == "plain" else GROUNDS[scene.background]
+    )
 
 
 def attributes_of(scene: Scene) -> dict[str, str]:

@@ -33,22 +33,26 @@ def _same(*values: str) -> dict[str, str]:
 
 
 _SEEN_WELL: Final = ("sharp", "blurred", "grainy", "pixelated")
+_ROOMY: Final = {"size": ("medium", "large")}
 
 SCENE_TASKS: Final[dict[str, SceneTask]] = {
     "shape": SceneTask(
         "a recognition task for the shape of things.",
         "a picture of a {}.",
         _same("circle", "square", "triangle", "star", "heart", "cross", "crescent", "ring", "arrow", "drop"),
+        _ROOMY,
     ),
     "letter": SceneTask(
         "a recognition task for capital letters in several hands.",
         "a picture of the letter {}.",
         _same(*"ABEHKMOSTX"),
+        _ROOMY,
     ),
     "colour": SceneTask(
         "a recognition task for the colour of things.",
         "a picture of a {} thing.",
         _same("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white"),
+        _ROOMY,
     ),
     "pattern": SceneTask(
         "a recognition task for the pattern on things.",
@@ -91,7 +95,7 @@ SCENE_TASKS: Final[dict[str, SceneTask]] = {
         "a task about where things point.",
         "a picture of a thing pointing {}.",
         _same("up", "diagonally up", "sideways", "diagonally down", "down"),
-        {"quality": _SEEN_WELL},
+        _ROOMY,
     ),
     "background": SceneTask(
         "a recognition task for backgrounds.",
@@ -108,7 +112,7 @@ SCENE_TASKS: Final[dict[str, SceneTask]] = {
             "none": "no outline", "dark": "a black outline", "bright": "a white outline",
             "dashed": "a dashed outline", "hollow": "nothing but an outline",
         },
-        {"size": ("medium", "large")},
+        _ROOMY,
     ),
     "material": SceneTask(
         "a recognition task for the material of things.",

@@ -25,13 +25,14 @@ def disc(x: Array, y: Array, radius: float = 1.0) -> Array:
 def polygon(points: Points, x: Array, y: Array) -> Array:
     """A filled polygon; exact, inside and outside."""
     start = np.array(points, dtype=np.float64)[:, :, None, None]
-    edge = np.roll(start, -1, axis=0) - start
+    end = np.roll(start, -1, axis=0)
+    edge_x, edge_y = end[:, 0] - start[:, 0], end[:, 1] - start[:, 1]
     from_x, from_y = x - start[:, 0], y - start[:, 1]
-    edge_x, edge_y = edge[:, 0], edge[:, 1]
     along = np.clip((from_x * edge_x + from_y * edge_y) / (edge_x**2 + edge_y**2), 0, 1)
     squared = (from_x - along * edge_x) ** 2 + (from_y - along * edge_y) ** 2
-    # A ray to the right crosses the border an odd number of times from inside.
-    spans = (from_y < 0) != (from_y - edge_y < 0)
+    # A ray to the right crosses the border an odd number of times from inside. Both comparisons are with the
+    # corners themselves: a corner on the ray belongs to one of its edges only.
+    spans = (y < start[:, 1]) != (y < end[:, 1])
     to_the_left = (from_x * edge_y < from_y * edge_x) == (edge_y > 0)
     inside = np.logical_xor.reduce(spans & to_the_left, axis=0)
     distance: Array = np.where(inside, -1.0, 1.0) * np.sqrt(squared.min(axis=0))
