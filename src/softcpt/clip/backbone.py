@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from softcpt.clip import open_clip as adapter
 from softcpt.clip.bpe import CLEANINGS, BpeTokenizer, read_vocabulary
 from softcpt.clip.folder import CONFIG, Source, read_folder
+from softcpt.clip.image_tokens import count_regions, encode_tokens, has_attention_pool
 from softcpt.clip.openai_weights import read_architecture, whole_token_embedding
 from softcpt.clip.text import TextTower
 from softcpt.clip.tokens import Tokenizer
@@ -68,6 +69,16 @@ class Backbone:
         """W, the size of a token's embedding."""
         return self.text.width
 
+    @property
+    def n_regions(self) -> int | None:
+        """r, the regions of an image that have features of their own; None where the tower gives none."""
+        return count_regions(self.visual)
+
+    @property
+    def regions_are_pooled(self) -> bool:
+        """Whether regions go through the very pooling that makes an image's feature (a ResNet's)."""
+        return has_attention_pool(self.visual)
+
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Backbone:
         """The same backbone elsewhere or in another precision; this one stays as it is."""
         return replace(self, text=_moved(self.text, device, dtype), visual=_moved(self.visual, device, dtype))
@@ -77,6 +88,15 @@ class Backbone:
         """Image features, not normalised, without gradients."""
         features: Tensor = self.visual(images.to(self.device, self.text.dtype))
         return features
+
+    @torch.no_grad()
+    def encode_image_tokens(self, images: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B 1+r D"]:
+        """The features of images, and behind each those of its regions, row by row; as above.
+
+        Raises:
+            TypeError: the tower gives none (:attr:`n_regions` is None).
+        """
+        return encode_tokens(self.visual, images.to(self.device, self.text.dtype))
 
 
 def load_backbone(spec: str | Path, *, device: torch.device | str = "cpu") -> Backbone:

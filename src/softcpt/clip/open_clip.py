@@ -1,4 +1,7 @@
-"""The adapter to open_clip: its names, its downloads, its towers. The only file that knows that library."""
+"""The adapter to open_clip: its names, its downloads, its towers.
+
+Besides, only ``image_tokens`` knows that library: it looks into image towers.
+"""
 
 from __future__ import annotations
 

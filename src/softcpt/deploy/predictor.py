@@ -65,6 +65,7 @@ class Predictor:
         self.run = run if isinstance(run, Run) else open_run(run)
         self.backbone = load_run_backbone(self.run, backbone, device)
         self.tasks = self.run.adapter.tasks
+        self._kind = self.run.adapter.settings.method.image_features
         self._score = restore_classifier(self.run.adapter, self.backbone).scorer()
 
     def predict(
@@ -106,7 +107,9 @@ class Predictor:
             while piece := list(islice(sources, IMAGES_AT_ONCE)):
                 pixels = list(pool.map(self._pixels, piece))
                 good = [p for p in pixels if isinstance(p, Tensor)]
-                features = encode_pixels(self.backbone, torch.stack(good), "fp32") if good else None
+                features = (
+                    encode_pixels(self.backbone, torch.stack(good), "fp32", self._kind) if good else None
+                )
                 row = 0
                 for i, (source, decoded) in enumerate(zip(piece, pixels, strict=True)):
                     name = str(source) if isinstance(source, str | Path) else f"<image {done + i}>"

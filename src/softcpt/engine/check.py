@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from softcpt.core.names import prompt_words, task_text
 from softcpt.data.record import Suite
 from softcpt.data.split import PARTS
 from softcpt.engine.config import Settings
-from softcpt.engine.features import autocast, encode_pixels
+from softcpt.engine.features import autocast, encode_pixels, image_shape
 from softcpt.engine.loop import n_steps
 from softcpt.engine.prepare import Plan, Prepared, prepare_run
 from softcpt.engine.train import Part, parts_of
@@ -158,14 +159,17 @@ def measure(prepared: Prepared) -> Cost:
     settings, suite, plan = prepared.settings, prepared.suite, prepared.plan
     backbone, classifier = prepared.backbone, prepared.classifier
     samples = plan.samples
+    shape = image_shape(backbone, settings.method.image_features)
     image_s = _seconds_per_image(backbone, settings)
     parts = parts_of(classifier, samples.train, samples.val, settings)
     train_s = steps = views = 0.0
     for part in parts:
         train = settings.training()
-        n = n_steps(train.optim(settings.run.shots), len(part.pool.records), train.batch_size)
-        epochs = train.n_epochs(settings.run.shots)
-        n_views = len(part.pool.records) * max(1, min(train.views, epochs))
+        if not part.epochs:
+            continue
+        spec = replace(train.optim(settings.run.shots), epochs=part.epochs)
+        n = n_steps(spec, len(part.pool.records), train.batch_size)
+        n_views = len(part.pool.records) * max(1, min(train.views, part.epochs))
         train_s += n * _seconds_per_step(part, backbone, settings) + n_views * image_s
         steps, views = steps + n, views + n_views
     text = backbone.text
@@ -187,7 +191,7 @@ def measure(prepared: Prepared) -> Cost:
         n_learned=sum(t.numel() for t in classifier.learned().values()),
         train_s=round(train_s, 3),
         evaluate_s=round(len(samples.test) * image_s, 3),
-        memory_bytes=int(weights + activations + views * backbone.embed_dim * 4),
+        memory_bytes=int(weights + activations + views * prod(shape) * 4),
         measured_on=f"{backbone.description}; {backbone.device}, {torch.get_num_threads()} threads",
     )
 
@@ -199,24 +203,25 @@ def _longest_names(suite: Suite) -> list[str]:
 def _seconds_per_image(backbone: Backbone, settings: Settings) -> float:
     size = backbone.pixels.size_px
     pixels = torch.zeros(8, 3, size, size)
-    return _seconds(lambda: encode_pixels(backbone, pixels, settings.encoder.precision), backbone) / len(
-        pixels
-    )
+    kind = settings.method.image_features
+    taken = _seconds(lambda: encode_pixels(backbone, pixels, settings.encoder.precision, kind), backbone)
+    return taken / len(pixels)
 
 
 def _seconds_per_step(part: Part, backbone: Backbone, settings: Settings) -> float:
     """One forward and backward pass over a batch of made-up features; the classifier stays as it is."""
     n = min(settings.training().batch_size, len(part.pool.records))
     generator = torch.Generator().manual_seed(0)
-    features = torch.randn(n, backbone.embed_dim, generator=generator).to(backbone.device)
+    shape = image_shape(backbone, settings.method.image_features)
+    features = torch.randn(n, *shape, generator=generator).to(backbone.device)
     # Images of all tasks, as in training: tasks that a batch has no image of cost nothing.
     spread = torch.linspace(0, len(part.pool.records) - 1, n).long()
     columns = part.pool.columns[spread].to(backbone.device)
 
     def step() -> None:
         with autocast(backbone.device, settings.encoder.precision):
-            loss = part.classifier.loss(features, columns, rng=generator)
-        torch.autograd.backward(loss)
+            losses = part.classifier.losses(features, columns, rng=generator)
+        part.classifier.backward(losses)
         part.classifier.zero_grad(set_to_none=True)
 
     return _seconds(step, backbone)

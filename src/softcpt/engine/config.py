@@ -93,6 +93,9 @@ class TrainConfig(_Settings):
     epochs: Annotated[int, Field(ge=1)] | Literal["coop", "auto"] = Field(
         50, description="a number; coop: 50/100/200 by shots; auto: at most 50, best on val"
     )
+    keep: Literal["last", "best"] = Field(
+        "last", description="epoch whose parameters are kept; best: on val, as with epochs=auto"
+    )
     lr: float = Field(0.002, gt=0, description="learning rate at the cosine's start")
     batch_size: int = Field(32, ge=1, description="images a batch, of all tasks")
     momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
@@ -126,6 +129,11 @@ class TrainConfig(_Settings):
             warmup_lr=self.warmup_lr,
             repeated_steps=self.repeated_steps,
         )
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether val chooses the epoch."""
+        return self.epochs == "auto" or self.keep == "best"
 
     def n_epochs(self, shots: int | None) -> int:
         """Length of training, and the cosine's period."""
@@ -305,6 +313,9 @@ def resolve(
     for key, value in from_recipe.items():
         if key in keys and key not in merged:
             merged[key], origins[key] = value, f"recipe {recipe}"
+    for key, value in method.defaults.items():
+        if key not in merged:
+            merged[key], origins[key] = value, f"method {name}"
     published_steps = merged.get("repeated_steps") == "published"
     if published_steps:
         if method.published_steps is None:
@@ -375,7 +386,7 @@ def _idle_faults(settings: Settings, from_recipe: Mapping[str, Any]) -> list[Fau
     train, own = settings.train, settings.own
     if train is not None and method.separate:
         why = f"{method.key} trains each task on its own"
-        fix = f"leave it out, or use {method.key}-joint"
+        fix = f"leave it out, or use {method.key}-joint" if _has_joint(method) else "leave it out"
         idle = [key for key in ("balance", "loss_weights") if getattr(train, key) != "none"]
         faults += [Fault(key, f"{why}, so it would have no effect", fix) for key in idle]
     pairs: list[tuple[BaseModel, str, tuple[str, ...]]] = []
@@ -431,15 +442,19 @@ def _recipe_faults(recipe: str, method: Method, merged: Mapping[str, Any]) -> li
     if recipe == "published" and method.published_steps is None:
         if not method.trains:
             why = f"{method.key} trains nothing, so there are no published steps to repeat"
-        elif method.separate:
+        elif _has_joint(method):
             why = f"the published code trains all tasks in one run; {method.key} trains each on its own"
         else:
-            why = f"no code of {method.label} was published"
-        joint = f"use {method.key}-joint, or recipe paper" if method.separate else "use recipe paper"
+            why = f"the published code of SoftCPT, which the recipe follows, has no {method.label}"
+        joint = f"use {method.key}-joint, or recipe paper" if _has_joint(method) else "use recipe paper"
         return [Fault("recipe", why, joint)]
     if recipe == "published" and merged.get("meta") == "lowrank":
         return [Fault("recipe", "the published code has no low-rank meta network", "use recipe paper")]
     return []
+
+
+def _has_joint(method: Method) -> bool:
+    return any(other.key == f"{method.key}-joint" for other in list_methods())
 
 
 def _key_fault(key: str, method: Method) -> Fault:

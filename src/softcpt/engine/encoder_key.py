@@ -12,6 +12,7 @@ import torch
 
 from softcpt.clip.backbone import Backbone
 from softcpt.engine.feature_cache import Encoder
+from softcpt.methods.base import ImageKind
 
 VIEW_RULE = 1
 """Counts changes of what a view or the centre of a picture is: features of another rule are not found."""
@@ -23,7 +24,7 @@ _PACKAGES = ("torch", "open_clip_torch", "timm", "pillow", "numpy")
 """They decode, scale and encode; another version may round otherwise."""
 
 
-def encoder_key(backbone: Backbone, precision: str) -> Encoder:
+def encoder_key(backbone: Backbone, precision: str, kind: ImageKind = "pooled") -> Encoder:
     """The identity of a backbone's image encoder as it computes here.
 
     Machine, libraries and threads belong to it, since they decide about the last bits: a run gives the same
@@ -32,7 +33,10 @@ def encoder_key(backbone: Backbone, precision: str) -> Encoder:
     Args:
         backbone: whose image encoder.
         precision: it runs at.
+        kind: pooled features, or those of regions with them.
     """
+    details = {} if kind == "pooled" else {"kind": kind}
+    n_rows = 1 if kind == "pooled" else 1 + (backbone.n_regions or 0)
     versions = {}
     for package in _PACKAGES:
         with suppress(PackageNotFoundError):
@@ -42,13 +46,14 @@ def encoder_key(backbone: Backbone, precision: str) -> Encoder:
         digest=backbone.digest,
         precision=precision,
         size_px=backbone.pixels.size_px,
-        dim=backbone.embed_dim,
+        dim=n_rows * backbone.embed_dim,
         details={
             "pixels": asdict(backbone.pixels),
             "rules": [VIEW_RULE, BATCH_RULE],
             "weights_dtype": str(backbone.text.dtype),
             "computed_by": _computer(backbone.device),
             "versions": versions,
+            **details,
         },
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import prod
 
 import numpy as np
 from jaxtyping import Float
@@ -37,7 +38,7 @@ class ViewOrder:
 
 
 class EpochFeatures:
-    """Features [n, D] of a pool's images in the view that each epoch shows.
+    """Features of a pool's images, [n, D] or [n, 1 + r, D], in the view that each epoch shows.
 
     All views that the epochs will use are fetched here, so that no step waits for an image; a pool whose
     features are too large for the device is fetched epoch by epoch.
@@ -63,13 +64,13 @@ class EpochFeatures:
     ) -> None:
         self._records, self._features, self._order, self._on_done = records, features, order, on_done
         n_slots = min(order.period, n_epochs)
-        n_bytes = n_slots * len(records) * features.backbone.embed_dim * 4
-        self._slots: Float[Tensor, "V n D"] | None = None
+        n_bytes = n_slots * len(records) * prod(features.shape) * 4
+        self._slots: Float[Tensor, "V n *r D"] | None = None
         if n_bytes <= WHOLE_BYTES:
-            self._slots = self._fetch(range(n_slots)).view(n_slots, len(records), features.backbone.embed_dim)
+            self._slots = self._fetch(range(n_slots)).view(n_slots, len(records), *features.shape)
         self._fetched: tuple[int, Tensor] | None = None
 
-    def at(self, epoch: int) -> Float[Tensor, "n D"]:
+    def at(self, epoch: int) -> Float[Tensor, "n *r D"]:
         """What the pool's images look like in an epoch, in the pool's order."""
         slot = epoch % self._order.period
         if self._slots is not None:
@@ -79,7 +80,7 @@ class EpochFeatures:
             self._fetched = (slot, self._fetch([slot]))
         return self._fetched[1]
 
-    def _fetch(self, slots: Sequence[int]) -> Float[Tensor, "n D"]:
+    def _fetch(self, slots: Sequence[int]) -> Float[Tensor, "n *r D"]:
         n = len(self._records)
         views = [view for slot in slots for view in self._order.at(slot, range(n))]
         told = self._on_done

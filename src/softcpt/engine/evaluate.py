@@ -19,7 +19,7 @@ from softcpt.data.split import split_suite
 from softcpt.data.suite import load_suite, scan_suite
 from softcpt.engine.adapter import problem_of, restore_classifier
 from softcpt.engine.cache_place import CacheChoice, open_cache
-from softcpt.engine.features import ImageFeatures
+from softcpt.engine.features import ImageFeatures, pooled_of
 from softcpt.engine.metrics import class_recalls, mean_class_accuracy, overall_accuracy
 from softcpt.engine.prepare import resolve_device
 from softcpt.engine.runs import Run, open_run
@@ -178,8 +178,9 @@ def evaluate(
     model = load_run_backbone(run, backbone, device)
     classifier = restore_classifier(run.adapter, model)
     told = _teller(on_progress, len(records))
+    kind = run.adapter.settings.method.image_features
     with kept as store:  # in fp32, so that images one by one give the same probabilities
-        centres = ImageFeatures(model, cache=store).centres(records, told)
+        centres = ImageFeatures(model, cache=store, kind=kind).centres(records, told)
     problem = problem_of(tasks, model, run.adapter.settings.encoder)
     score, guess = classifier.scorer(), ZeroShot(problem).scorer()
     scores, predictions = [], []
@@ -187,7 +188,7 @@ def evaluate(
         rows = [i for i, record in enumerate(records) if record.task == t]
         own = [records[i] for i in rows]
         probabilities = class_probabilities(score, centres[rows], t)
-        guesses = class_probabilities(guess, centres[rows], t).argmax(1)
+        guesses = class_probabilities(guess, pooled_of(centres[rows]), t).argmax(1)
         scores.append(_task_scores(task, own, probabilities.argmax(1), guesses))
         predictions += _scored(task, own, probabilities)
         if not own:

@@ -78,7 +78,7 @@ class Encoder:
         digest: of its weights.
         precision: they ran at.
         size_px: of its pictures.
-        dim: D, numbers of a feature.
+        dim: D, numbers of a feature; of an image with its regions, of all of them.
         details: whatever else decides about the numbers; JSON.
     """
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
+from math import prod
 from os import cpu_count
 from typing import Literal
 
@@ -21,11 +22,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from softcpt.clip.backbone import Backbone
-from softcpt.core.errors import Fault, SuiteError
+from softcpt.core.errors import BackboneError, Fault, SuiteError
 from softcpt.data.image import centre_pixels, open_image, view_pixels
 from softcpt.data.record import Record
 from softcpt.engine.encoder_key import encoder_key
 from softcpt.engine.feature_cache import FeatureCache, Key
+from softcpt.methods.base import ImageKind
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -50,6 +52,11 @@ A CPU is as quick with 16 as with more, and little is wasted on a few images."""
 
 _ENCODED_AT_ONCE = 64
 
+KNOWN_BYTES = 4_000_000_000
+"""Features beyond this are forgotten, and taken from the disk or computed when they are asked for again.
+
+Pooled features hardly come that far; those of regions do, at 50 times the size."""
+
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast | nullcontext[None]:
     """The context in which encoders run at a precision; learned tensors stay fp32."""
@@ -59,26 +66,35 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast | nul
 
 
 class ImageFeatures:
-    """Features [n, D] of records, not normalised, fp32, on the backbone's device.
+    """Features of records, [n, D] or with those of regions [n, 1 + r, D]; fp32, on the backbone's device.
+
+    They are not normalised.
 
     Args:
         backbone: whose image encoder.
         precision: the encoder's.
         cache: where features are kept beyond this process, if anywhere.
+        kind: whether regions have features of their own.
     """
 
     def __init__(
-        self, backbone: Backbone, precision: Precision = "fp32", cache: FeatureCache | None = None
+        self,
+        backbone: Backbone,
+        precision: Precision = "fp32",
+        cache: FeatureCache | None = None,
+        kind: ImageKind = "pooled",
     ) -> None:
         self.backbone = backbone
         self.precision: Precision = precision
         self._cache = cache
-        self._encoder = encoder_key(backbone, precision) if cache else None
+        self.kind: ImageKind = kind
+        self.shape = image_shape(backbone, kind)
+        self._encoder = encoder_key(backbone, precision, kind) if cache else None
         self._known: dict[Key, Tensor] = {}
 
     def centres(
         self, records: Sequence[Record], on_done: Callable[[int], None] | None = None
-    ) -> Float[Tensor, "n D"]:
+    ) -> Float[Tensor, "n *r D"]:
         """Features of the unaugmented centres.
 
         Args:
@@ -92,7 +108,7 @@ class ImageFeatures:
         records: Sequence[Record],
         views: Sequence[int],
         on_done: Callable[[int], None] | None = None,
-    ) -> Float[Tensor, "n D"]:
+    ) -> Float[Tensor, "n *r D"]:
         """Features of one view of each record.
 
         Raises:
@@ -111,8 +127,11 @@ class ImageFeatures:
             if missing:
                 self._compute(missing, n_done, on_done)
         if not keys:
-            return torch.zeros(0, self.backbone.embed_dim, device=self.backbone.device)
-        return torch.stack([self._known[key] for key in keys]).to(self.backbone.device)
+            return torch.zeros(0, *self.shape, device=self.backbone.device)
+        features = torch.stack([self._known[key] for key in keys]).to(self.backbone.device)
+        if 4 * prod(self.shape) * len(self._known) > KNOWN_BYTES:
+            self._known.clear()
+        return features
 
     def _compute(
         self, missing: dict[Key, Record], n_done: int, on_done: Callable[[int], None] | None
@@ -155,18 +174,21 @@ class ImageFeatures:
         if not found:
             return
         numbers = np.frombuffer(b"".join(found.values()), dtype="<f4").astype(np.float32)
-        features = torch.from_numpy(numbers).view(len(found), -1)
-        good = features.isfinite().all(1).tolist()
+        features = torch.from_numpy(numbers).view(len(found), *self.shape)
+        good = features.isfinite().flatten(1).all(1).tolist()
         rows = list(zip(found, features, good, strict=True))
         self._known.update({key: row for key, row, is_good in rows if is_good})
         self._cache.drop(self._encoder, [key for key, _, is_good in rows if not is_good])
 
     def _remember(self, pixels: dict[Key, Float[Tensor, "3 S S"]]) -> None:
-        features = encode_alike(self.backbone, torch.stack(list(pixels.values())), self.precision).cpu()
+        stacked = torch.stack(list(pixels.values()))
+        features = encode_alike(self.backbone, stacked, self.precision, self.kind).cpu()
         self._known.update(zip(pixels, features, strict=True))
         if self._cache is not None and self._encoder is not None:
             numbers = features.numpy().astype("<f4")
-            good = features.isfinite().all(1).tolist()  # an encoder that overflows is asked again next time
+            good = (
+                features.isfinite().flatten(1).all(1).tolist()
+            )  # an encoder that overflows is asked again next time
             rows = zip(pixels, numbers, good, strict=True)
             self._cache.put(self._encoder, {key: row.tobytes() for key, row, is_good in rows if is_good})
 
@@ -222,20 +244,41 @@ def _ahead(
     yield from waiting
 
 
+def image_shape(backbone: Backbone, kind: ImageKind) -> tuple[int, ...]:
+    """The shape of one image's features.
+
+    Raises:
+        BackboneError: its image tower gives regions no features.
+    """
+    if kind == "pooled":
+        return (backbone.embed_dim,)
+    if backbone.n_regions is None:
+        what = "its image tower gives no features of regions"
+        fix = "take a ResNet of CLIP's kind (RN50, ...) or a plain ViT, or another method"
+        raise BackboneError(Fault("backbone", what, fix), about=backbone.name)
+    return (1 + backbone.n_regions, backbone.embed_dim)
+
+
+def pooled_of(features: Float[Tensor, "n *r D"]) -> Float[Tensor, "n D"]:
+    """The images' own features of either kind."""
+    return features if features.dim() == 2 else features[:, 0]
+
+
 def encode_pixels(
-    backbone: Backbone, pixels: Float[Tensor, "n 3 S S"], precision: Precision
-) -> Float[Tensor, "n D"]:
+    backbone: Backbone, pixels: Float[Tensor, "n 3 S S"], precision: Precision, kind: ImageKind = "pooled"
+) -> Float[Tensor, "n *r D"]:
     """Image features, not normalised, fp32."""
+    encode = backbone.encode_images if kind == "pooled" else backbone.encode_image_tokens
     with torch.no_grad(), autocast(backbone.device, precision):
-        return backbone.encode_images(pixels.to(backbone.device)).float()
+        return encode(pixels.to(backbone.device)).float()
 
 
 def encode_alike(
-    backbone: Backbone, pixels: Float[Tensor, "n 3 S S"], precision: Precision
-) -> Float[Tensor, "n D"]:
+    backbone: Backbone, pixels: Float[Tensor, "n 3 S S"], precision: Precision, kind: ImageKind = "pooled"
+) -> Float[Tensor, "n *r D"]:
     """As :func:`encode_pixels`, in full batches of one shape: no image's feature depends on the others."""
     size = ENCODED_AT_ONCE.get(backbone.device.type, _ENCODED_AT_ONCE)
     missing = -len(pixels) % size
     whole = torch.cat([pixels, pixels.new_zeros(missing, *pixels.shape[1:])]) if missing else pixels
-    features = [encode_pixels(backbone, batch, precision) for batch in torch.split(whole, size)]
+    features = [encode_pixels(backbone, batch, precision, kind) for batch in torch.split(whole, size)]
     return torch.cat(features)[: len(pixels)]

@@ -6,7 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -93,6 +93,7 @@ def fit(
     shots: int | None,
     seed: int,
     part: str,
+    epochs: int | None = None,
     validate: Callable[[], float] | None = None,
     on_step: OnStep | None = None,
     on_progress: OnProgress | None = None,
@@ -107,7 +108,8 @@ def fit(
         shots: images per class, for ``epochs=coop``.
         seed: draws order, views and class sampling.
         part: name of this training in its random streams and metrics: a task's, or ``all tasks``.
-        validate: score on the val samples; asked after every epoch where ``epochs=auto``.
+        epochs: length of this training, None for that of the settings.
+        validate: score on the val samples; asked after every epoch where the best one is kept.
         on_step: told after every step, and every val score.
         on_progress: told while image features are made, and after every step.
 
@@ -119,6 +121,7 @@ def fit(
         SuiteError: every image that cannot be read.
     """
     spec = settings.optim(shots)
+    spec = spec if epochs is None else replace(spec, epochs=epochs)
     optimizer = build_optimizer(classifier.parameters(), spec)
     device = features.backbone.device
     scaler = torch.amp.GradScaler(device.type) if features.precision == "fp16" else None
@@ -134,7 +137,7 @@ def fit(
     )
     sampling = torch.Generator().manual_seed(seed_for_torch("class sampling", seed, part))
     order = stream("order", seed, part)
-    chooser = BestOnVal(validate) if settings.epochs == "auto" and validate is not None else None
+    chooser = BestOnVal(validate) if settings.keeps_best and validate is not None else None
     balanced = settings.balance == "tasks"
     total = n_steps(spec, len(pool.records), settings.batch_size)
     steps = StepReader(part, total, device, on_step, on_progress)
@@ -154,17 +157,17 @@ def fit(
         images = shown.at(epoch)
         for of_batch, columns_of_batch, weights_of_batch in parts:
             with autocast(device, features.precision):
-                loss = classifier.loss(
+                losses = classifier.losses(
                     images[of_batch], columns_of_batch, rng=sampling, weights=weights_of_batch
                 )
-            take_step(optimizer, loss, spec, scaler)
-            steps.took(epoch, rate, loss, len(of_batch))
+            take_step(optimizer, losses, spec, scaler, classifier.backward)
+            steps.took(epoch, rate, losses[0], len(of_batch))
         steps.read()
         if chooser is not None:
             score = chooser.look(classifier, epoch)
             if on_step:
                 on_step(ValScore(part, epoch, score))
-            if chooser.is_tired(epoch):
+            if settings.epochs == "auto" and chooser.is_tired(epoch):
                 break
     if chooser is None:
         return Trained(spec.epochs, spec.epochs - 1)
@@ -240,7 +243,7 @@ class StepReader:
 
 
 class BestOnVal:
-    """``epochs=auto``: keeps the parameters of the best epoch on val; the first of equals stays."""
+    """Keeps the parameters of the best epoch on val; the first of equals stays."""
 
     def __init__(self, validate: Callable[[], float]) -> None:
         self.validate = validate

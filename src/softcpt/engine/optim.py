@@ -8,12 +8,14 @@ repeated.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import nn
+
+Losses = TypeVar("Losses", torch.Tensor, tuple[torch.Tensor, ...])
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,21 +86,21 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 def take_step(
     optimizer: torch.optim.Optimizer,
-    loss: torch.Tensor,
+    loss: Losses,
     spec: OptimSpec,
     scaler: torch.amp.GradScaler | None = None,
+    backward: Callable[[Losses], object] = torch.autograd.backward,
 ) -> None:
     """Clear gradients, go back through the loss once, and step ``repeated_steps`` times.
+
+    ``backward`` turns the loss, or losses, into the gradients that are stepped along.
 
     A parameter the loss does not depend on (the task context under ``lincls``) gets a gradient of zero, not
     none: momentum and weight decay still move it, as in the published code. With a gradient scaler (fp16)
     the published code steps its optimizer once, and so do we.
     """
     optimizer.zero_grad(set_to_none=True)
-    if scaler is None:
-        torch.autograd.backward(loss)
-    else:
-        torch.autograd.backward(scaler.scale(loss))
+    backward(loss if scaler is None else scaler.scale(loss))
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             if parameter.grad is None:

@@ -19,10 +19,14 @@ from softcpt.data.split import Split, split_suite
 from softcpt.data.suite import load_suite
 from softcpt.engine.adapter import build_classifier, problem_of
 from softcpt.engine.config import Settings, resolve
+from softcpt.engine.features import image_shape
 from softcpt.engine.loop import check_weights
 from softcpt.engine.runs import check_output
-from softcpt.methods.base import Classifier, Problem
+from softcpt.methods.base import Classifier, Method, Problem
 from softcpt.methods.zero_shot import ZeroShot
+
+FEW_REGIONS = 16
+"""With fewer regions of an image than this, a method that looks at regions has hardly anything to look at."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,7 @@ def prepare_run(
         device = keep(lambda: pick_device(settings))
         tell("loading the backbone")
         model = keep(lambda: _chosen_backbone(backbone, settings, device or torch.device("cpu"), stand_in))
+    seen = keep(lambda: _note_regions(model, settings.method)) if model and settings else None
     classifier = keep(lambda: _build(loaded, model, settings)) if loaded and model and settings else None
     collector.raise_any()
     assert settings is not None  # what failed was raised
@@ -112,6 +117,7 @@ def prepare_run(
     assert model is not None
     assert classifier is not None
     run = settings.run.model_copy(update={"backbone": model.name})
+    plan = replace(plan, notes=(*plan.notes, *(seen or ())))
     return Prepared(replace(settings, run=run), loaded, plan, model, classifier)
 
 
@@ -135,6 +141,22 @@ def _chosen_backbone(
             about="the options",
         )
     return load_backbone(settings.run.backbone, device=device)
+
+
+def _note_regions(backbone: Backbone, method: Method) -> tuple[str, ...]:
+    """What to say of a method that looks at regions on this backbone.
+
+    Raises:
+        BackboneError: the backbone gives none.
+    """
+    if method.image_features == "pooled":
+        return ()
+    n = image_shape(backbone, method.image_features)[0] - 1
+    few = f"; fewer than {FEW_REGIONS} are not representative of the method" if n < FEW_REGIONS else ""
+    notes = [f"{method.key} sees {n} regions of an image on this backbone{few}"]
+    if not backbone.regions_are_pooled:
+        notes.append(f"{method.key} was made for ResNets: a ViT's patches are not trained to match texts")
+    return tuple(notes)
 
 
 def _build(suite: Suite, backbone: Backbone, settings: Settings) -> Classifier:
@@ -217,13 +239,15 @@ def plan_run(suite: Suite, settings: Settings) -> Plan:
         for label, name in enumerate(task.classes)
         if (t, label) not in drawn
     ]
-    if settings.training().epochs == "auto":
+    if settings.training().keeps_best:
+        key = "epochs=auto" if settings.training().epochs == "auto" else "keep=best"
+        fix = "give epochs a number" if key == "epochs=auto" else "use keep=last"
         chosen_by = {record.task for record in samples.val}
         faults += [
             Fault(
                 f'task "{task.name}"',
-                "has no val images, by which epochs=auto chooses",
-                "give epochs a number",
+                f"has no val images, by which {key} chooses",
+                fix,
             )
             for t, task in enumerate(suite.tasks)
             if t not in chosen_by

@@ -38,7 +38,7 @@ from softcpt.engine.runs import (
     write_config,
 )
 from softcpt.engine.signed import write_signed
-from softcpt.methods.base import Classifier, SeparateClassifiers
+from softcpt.methods.base import Classifier, Stage
 
 logger = logging.getLogger("softcpt")
 
@@ -111,11 +111,15 @@ def _run(
     logger.info("%s on %s with %s", settings.method.label, suite.name, backbone.description)
     for note in plan.notes:
         logger.info("note: %s", note)
-    features = ImageFeatures(backbone, settings.encoder.precision, cache)
+    kind = settings.method.image_features
+    features = ImageFeatures(backbone, settings.encoder.precision, cache, kind)
     norms = task_feature_norms(classifier)
     epochs: dict[str, dict[str, int]] = {}
     with MetricsFile(folder) as metrics:
         for part in parts_of(classifier, samples.train, samples.val, settings):
+            part.begin()
+            if not part.epochs:
+                continue
             trained = fit(
                 part.classifier,
                 part.pool,
@@ -124,6 +128,7 @@ def _run(
                 shots=settings.run.shots,
                 seed=settings.run.seed,
                 part=part.name,
+                epochs=part.epochs,
                 validate=_validator(part, suite, features),
                 on_step=metrics.write,
                 on_progress=on_progress,
@@ -131,6 +136,7 @@ def _run(
             epochs[part.name] = asdict(trained)
     release_memory(backbone.text)
     val = val_score(classifier, suite, samples.val, features)
+    measured = measured_facts(classifier, samples.val, features)
     stored = {"train": listed(samples.train, suite.tasks), "val": listed(samples.val, suite.tasks)}
     facts = write_adapter(
         folder,
@@ -161,6 +167,8 @@ def _run(
         "seed": settings.run.seed,
         "epochs": epochs,
         "val_score": val,
+        **({"regions": backbone.n_regions} if kind == "tokens" else {}),
+        **({"measured": measured} if measured else {}),
         "n_learned": sum(tensor.numel() for tensor in classifier.learned().values()),
         "n_train": len(samples.train),
         "n_val": len(samples.val),
@@ -182,6 +190,8 @@ class Part:
     classifier: Classifier
     pool: Pool
     val: Sequence[Record]
+    epochs: int
+    begin: Callable[[], None]
     alone: bool = False
 
 
@@ -191,16 +201,29 @@ def parts_of(
     """The trainings that make up a run."""
     if not settings.method.trains:
         return []
-    tasks = classifier.problem.tasks
-    if not isinstance(classifier, SeparateClassifiers):
-        return [Part(ALL_TASKS, classifier, _pool(classifier, train), val)]
-    parts = []
-    for t, task in enumerate(tasks):
-        own = [record for record in train if record.task == t]
-        labels = torch.tensor([record.label for record in own])
-        pool = Pool(own, labels, [0] * len(own))
-        parts.append(Part(task.name, classifier.part(t), pool, [r for r in val if r.task == t], alone=True))
-    return parts
+    n_epochs = settings.training().n_epochs(settings.run.shots)
+    return [_part(classifier, stage, train, val, n_epochs) for stage in classifier.stages()]
+
+
+def _part(
+    whole: Classifier, stage: Stage, train: Sequence[Record], val: Sequence[Record], n_epochs: int
+) -> Part:
+    name = ALL_TASKS if stage.task is None else whole.problem.tasks[stage.task].name
+    alone = stage.task is not None
+    own = [record for record in train if not alone or record.task == stage.task]
+    if alone:
+        pool = Pool(own, torch.tensor([record.label for record in own]), [0] * len(own))
+    else:
+        pool = _pool(stage.classifier, own)
+    return Part(
+        name=name + stage.note,
+        classifier=stage.classifier,
+        pool=pool,
+        val=[record for record in val if not alone or record.task == stage.task],
+        epochs=stage.epochs(n_epochs),
+        begin=stage.begin,
+        alone=alone,
+    )
 
 
 def _pool(classifier: Classifier, records: Sequence[Record]) -> Pool:
@@ -256,6 +279,20 @@ def val_score(
     if not val:
         return None
     return suite_score(classifier, suite, val, features.centres(val))
+
+
+def measured_facts(
+    classifier: Classifier, val: Sequence[Record], features: ImageFeatures
+) -> dict[str, dict[str, float]]:
+    """What the method wants recorded, measured on the drawn val samples: training -> name -> number."""
+    facts = {}
+    for stage in classifier.stages():
+        own = [record for record in val if stage.task in (None, record.task)]
+        of_stage = stage.classifier.facts(features.centres(own)) if own else {}
+        if of_stage:
+            name = ALL_TASKS if stage.task is None else classifier.problem.tasks[stage.task].name
+            facts[name] = {key: round(value, 6) for key, value in of_stage.items()}
+    return facts
 
 
 def task_feature_norms(classifier: Classifier) -> dict[str, float]:

@@ -3,6 +3,7 @@
     Problem      names of tasks and classes, and the frozen text side
     Method       the entry of the registry
     Classifier   what a method makes of a problem; the loop trains it, the evaluation asks it for scores
+    Stage        one training of it; most need only one
 
 Letters (STYLE): B images, T tasks, K classes of the suite, C classes of a task, D embedding, W text width.
 """
@@ -10,8 +11,8 @@ Letters (STYLE): B images, T tasks, K classes of the suite, C classes of a task,
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,13 +29,18 @@ if TYPE_CHECKING:
     from softcpt.clip.tokens import Tokenizer
 
 Scorer = Callable[[Tensor, int], Tensor]
-"""Image features [B, D] and a task's index -> logits [B, C] over that task's classes."""
+"""Image features [B, D] and a task's index -> logits [B, C] over that task's classes.
+
+Methods that need ``tokens`` get [B, 1 + r, D]."""
 
 Streams = Callable[[str], torch.Generator]
 """The name of a purpose -> its own random stream (on the CPU)."""
 
 
 TextPath = Literal["fast", "plain"]
+
+ImageKind = Literal["pooled", "tokens"]
+"""What a method sees of an image: its feature [D], or [1 + r, D] with those of r regions behind it."""
 
 
 class MethodConfig(BaseModel):
@@ -132,6 +138,25 @@ class Problem:
         return replace(self, tasks=(self.tasks[task],))
 
 
+@dataclass(frozen=True)
+class Stage:
+    """One training. A method may need several, one after the other.
+
+    Attributes:
+        classifier: what is trained.
+        task: index of the only task it is trained on, which it calls 0; None for all.
+        note: tells it from another training on the same tasks, in random streams and metrics.
+        epochs: how many of a run's epochs are its own; it is left out with 0.
+        begin: called before it, and also where it is left out.
+    """
+
+    classifier: Classifier
+    task: int | None = None
+    note: str = ""
+    epochs: Callable[[int], int] = int
+    begin: Callable[[], None] = lambda: None
+
+
 class Classifier(nn.Module, ABC):
     """What a method makes of a problem.
 
@@ -153,7 +178,7 @@ class Classifier(nn.Module, ABC):
 
     def loss(
         self,
-        features: Float[Tensor, "B D"],
+        features: Float[Tensor, "B *r D"],
         columns: Int[Tensor, " B"],
         *,
         rng: torch.Generator,
@@ -168,6 +193,33 @@ class Classifier(nn.Module, ABC):
             weights: factor of each image's term, or None for 1.
         """
         raise TypeError(f"{type(self).__name__} trains nothing")
+
+    def losses(
+        self,
+        features: Float[Tensor, "B *r D"],
+        columns: Int[Tensor, " B"],
+        *,
+        rng: torch.Generator,
+        weights: Float[Tensor, " B"] | None = None,
+    ) -> tuple[Tensor, ...]:
+        """What :meth:`backward` is given for one batch; the first is the loss that a run tells of."""
+        return (self.loss(features, columns, rng=rng, weights=weights),)
+
+    def backward(self, losses: tuple[Tensor, ...]) -> None:
+        """Give every parameter its gradient, as the next step will take it.
+
+        Args:
+            losses: as :meth:`losses` made them, all times one factor where training is in fp16.
+        """
+        torch.autograd.backward(losses)
+
+    def stages(self) -> Iterator[Stage]:
+        """The trainings this needs, in order."""
+        yield Stage(self)
+
+    def facts(self, features: Float[Tensor, "B *r D"]) -> dict[str, float]:
+        """What a run should record of the trained classifier, measured on some images of its tasks."""
+        return {}
 
     def learned(self) -> dict[str, Tensor]:
         """Everything an adapter needs, by name: what was learned, and random starts kept frozen."""
@@ -189,7 +241,7 @@ class PromptClassifier(Classifier):
 
     def loss(
         self,
-        features: Float[Tensor, "B D"],
+        features: Float[Tensor, "B *r D"],
         columns: Int[Tensor, " B"],
         *,
         rng: torch.Generator,
@@ -206,7 +258,7 @@ class PromptClassifier(Classifier):
     def loss_among(
         self,
         selected: Int[Tensor, " k"],
-        features: Float[Tensor, "B D"],
+        features: Float[Tensor, "B *r D"],
         columns: Int[Tensor, " B"],
         weights: Float[Tensor, " B"] | None,
     ) -> Float[Tensor, ""]:
@@ -234,6 +286,10 @@ class PromptClassifier(Classifier):
 
         return score
 
+    def _features_to_know(self) -> Tensor:
+        """What the scorer needs of the text side."""
+        return self.class_features()
+
     def _known_features(self) -> Tensor:
         """Features of all classes, computed again only after something was learned."""
         text = self.problem.text
@@ -242,7 +298,7 @@ class PromptClassifier(Classifier):
         state = (torch.is_autocast_enabled(text.device.type), versions)
         if self._known is None or self._known[0] != state:
             with torch.no_grad():
-                self._known = (state, self.class_features().to(self.problem.dtype))
+                self._known = (state, self._features_to_know().to(self.problem.dtype))
         return self._known[1]
 
 
@@ -258,6 +314,11 @@ class SeparateClassifiers(Classifier):
         part = self.tasks[task]
         assert isinstance(part, Classifier)  # what the constructor was given
         return part
+
+    def stages(self) -> Iterator[Stage]:
+        """One for each task."""
+        for t in range(len(self.tasks)):
+            yield Stage(self.part(t), task=t)
 
     def scorer(self) -> Scorer:
         """Each task by its own classifier."""
@@ -279,6 +340,8 @@ class Method:
         separate: one independent training per task instead of one over all.
         published_steps: optimizer steps a batch, and scheduler steps an epoch, of the published code
             (its ``K``); None where no code of this kind was published.
+        image_features: what it sees of an image.
+        defaults: of training keys, where the method's differ from all others'.
     """
 
     key: str
@@ -289,3 +352,5 @@ class Method:
     trains: bool = True
     separate: bool = False
     published_steps: int | None = None
+    image_features: ImageKind = "pooled"
+    defaults: Mapping[str, Any] = field(default_factory=dict)

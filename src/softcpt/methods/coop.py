@@ -14,9 +14,10 @@ gradient is scaled by its share of the batch, and momentum and decay move its co
 from __future__ import annotations
 
 from enum import Enum
+from typing import Annotated
 
 from jaxtyping import Float, Int
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 
 from softcpt.clip.tokens import Position
@@ -39,6 +40,15 @@ class CoOpConfig(MethodConfig):
     position: Position = Field("end", description="where the name stands")
     init_words: str | None = Field(
         None, description="words the context starts from; its length is then theirs"
+    )
+
+
+class WordsConfig(CoOpConfig):
+    """Options of methods that start from the words which CLIP's own prompts begin with."""
+
+    context_length: int = Field(4, ge=1, description="context tokens, where no words are given")
+    init_words: Annotated[str | None, BeforeValidator(lambda words: words or None)] = Field(
+        "a photo of a", description="words the context starts from; empty: random"
     )
 
 
@@ -137,4 +147,14 @@ COOP_CS_JOINT = _method(
     published=True,
 )
 
-__all__ = ["COOP_CA", "COOP_CA_JOINT", "COOP_CS", "COOP_CS_JOINT", "COOP_MT", "CoOp", "CoOpConfig", "Sharing"]
+__all__ = [
+    "COOP_CA",
+    "COOP_CA_JOINT",
+    "COOP_CS",
+    "COOP_CS_JOINT",
+    "COOP_MT",
+    "CoOp",
+    "CoOpConfig",
+    "Sharing",
+    "WordsConfig",
+]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from softcpt.core.errors import ConfigError, Fault, nearest
-from softcpt.methods import coop, softcpt, zero_shot
+from softcpt.methods import cocoop, coop, kgcoop, mvlpt, plot, prograd, softcpt, zero_shot
 from softcpt.methods.base import Method
 
 _METHODS = {
@@ -15,6 +15,11 @@ _METHODS = {
         coop.COOP_CA_JOINT,
         coop.COOP_CS,
         coop.COOP_CS_JOINT,
+        cocoop.COCOOP,
+        prograd.PROGRAD,
+        kgcoop.KGCOOP,
+        plot.PLOT_OT,
+        mvlpt.MVLPT_TEXT,
         softcpt.NATA,
         softcpt.NATS,
         softcpt.CATA,

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from softcpt.clip.tokens import name_prompts
-from softcpt.core.names import prompt_words
 from softcpt.methods.base import Method, MethodConfig, Problem, PromptClassifier, Streams
-from softcpt.methods.prompts import encode_prompts
+from softcpt.methods.written import encode_written, written_prompts
 
 
 class ZeroShotConfig(MethodConfig):
@@ -21,25 +18,11 @@ class ZeroShot(PromptClassifier):
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
-        # The prompt builder would add a full stop; a template brings its own.
-        texts = [
-            task.template.replace("{}", prompt_words(name)) for task in problem.tasks for name in task.classes
-        ]
-        self.prompts = name_prompts(
-            texts,
-            tokenizer=problem.tokenizer,
-            context_length=problem.text.context_length,
-            n_context=0,
-            where=problem.class_places,
-            full_stop=False,
-            remedy="shorten the name, or the task's template",
-        ).to(problem.text.device)
+        self.prompts = written_prompts(problem, [task.template for task in problem.tasks])
 
     def class_features(self, selected: Int[Tensor, " k"] | None = None) -> Float[Tensor, "k D"]:
         """Text features of all templates, or of the selected columns'."""
-        text = self.problem.text
-        nothing = torch.zeros(1, 0, text.width, device=text.device, dtype=text.dtype)
-        return encode_prompts(self.problem, self.prompts, nothing, None, selected)
+        return encode_written(self.problem, self.prompts, selected)
 
 
 def _build(problem: Problem, config: ZeroShotConfig, streams: Streams) -> ZeroShot:
