@@ -90,7 +90,7 @@ class Backbone:
         return features
 
     @torch.no_grad()
-    def encode_image_tokens(self, images: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B 1+r D"]:
+    def encode_image_tokens(self, images: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B t D"]:
         """The features of images, and behind each those of its regions, row by row; as above.
 
         Raises:

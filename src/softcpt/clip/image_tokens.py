@@ -33,7 +33,7 @@ def count_regions(visual: nn.Module) -> int | None:
     return None
 
 
-def encode_tokens(visual: nn.Module, images: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B 1+r D"]:
+def encode_tokens(visual: nn.Module, images: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B t D"]:
     """The tower's own feature of each image, and behind it those of the image's regions, row by row.
 
     Raises:
@@ -53,7 +53,7 @@ def encode_tokens(visual: nn.Module, images: Float[Tensor, "B 3 S S"]) -> Float[
     raise TypeError(f"{type(visual).__name__} gives no features of regions")
 
 
-def pool_every_token(pool: AttentionPool2d, grid: Float[Tensor, "B w h h"]) -> Float[Tensor, "B 1+h*h D"]:
+def pool_every_token(pool: AttentionPool2d, grid: Float[Tensor, "B w h h"]) -> Float[Tensor, "B t D"]:
     """What an attention pool gives for each of its tokens as a query: the mean first, then the places.
 
     Args:

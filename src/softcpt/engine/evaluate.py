@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ from softcpt.engine.prepare import resolve_device
 from softcpt.engine.runs import Run, open_run
 from softcpt.methods.base import Scorer
 from softcpt.methods.zero_shot import ZeroShot
+
+FEATURES_BYTES = 1_000_000_000
+"""About the most that the features of one piece of the test images take."""
 
 
 @dataclass(frozen=True)
@@ -178,17 +182,16 @@ def evaluate(
     model = load_run_backbone(run, backbone, device)
     classifier = restore_classifier(run.adapter, model)
     told = _teller(on_progress, len(records))
-    kind = run.adapter.settings.method.image_features
-    with kept as store:  # in fp32, so that images one by one give the same probabilities
-        centres = ImageFeatures(model, cache=store, kind=kind).centres(records, told)
     problem = problem_of(tasks, model, run.adapter.settings.encoder)
-    score, guess = classifier.scorer(), ZeroShot(problem).scorer()
+    with kept as store:  # in fp32, so that images one by one give the same probabilities
+        images = ImageFeatures(model, cache=store, kind=run.adapter.settings.method.image_features)
+        found = _probabilities(images, records, (classifier.scorer(), ZeroShot(problem).scorer()), told)
     scores, predictions = [], []
     for t, task in enumerate(tasks):
         rows = [i for i, record in enumerate(records) if record.task == t]
         own = [records[i] for i in rows]
-        probabilities = class_probabilities(score, centres[rows], t)
-        guesses = class_probabilities(guess, pooled_of(centres[rows]), t).argmax(1)
+        probabilities = np.array([found[i][0] for i in rows]).reshape(len(rows), len(task.classes))
+        guesses = np.array([found[i][1] for i in rows], dtype=np.int64)
         scores.append(_task_scores(task, own, probabilities.argmax(1), guesses))
         predictions += _scored(task, own, probabilities)
         if not own:
@@ -209,6 +212,35 @@ def evaluate(
         predictions=tuple(predictions),
         notes=tuple(notes),
     )
+
+
+def _probabilities(
+    images: ImageFeatures,
+    records: Sequence[Record],
+    scorers: tuple[Scorer, Scorer],
+    told: Callable[[int], None] | None,
+) -> list[tuple[np.ndarray, int]]:
+    """Each image's probabilities over its task's classes, and the class that zero-shot guesses.
+
+    In pieces, so that features of regions, fifty times as large as others, need not all be there at once.
+    """
+    score, guess = scorers
+    at_once = max(1, FEATURES_BYTES // (4 * prod(images.shape)))
+    found: dict[int, tuple[np.ndarray, int]] = {}
+    for start in range(0, len(records), at_once):
+        piece = records[start : start + at_once]
+        centres = images.centres(piece, None if told is None else _shifted(told, start))
+        for t in {record.task for record in piece}:
+            rows = [i for i, record in enumerate(piece) if record.task == t]
+            probabilities = class_probabilities(score, centres[rows], t)
+            guesses = class_probabilities(guess, pooled_of(centres[rows]), t).argmax(1)
+            for i, row, guessed in zip(rows, probabilities, guesses, strict=True):
+                found[start + i] = (row, int(guessed))
+    return [found[i] for i in range(len(records))]
+
+
+def _shifted(told: Callable[[int], None], start: int) -> Callable[[int], None]:
+    return lambda done: told(start + done)
 
 
 def class_probabilities(score: Scorer, features: torch.Tensor, task: int) -> np.ndarray:

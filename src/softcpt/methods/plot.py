@@ -13,7 +13,7 @@ Each task in a run of its own. Published: RN50 (m = 49), N = 4, batches of 128; 
 of the image's own feature with the mean of the prompts is added (``add_global``). A ViT's patches are not in
 the joint space, and the authors give it another method; here it runs, with a note.
 
-Letters: B images, k columns, r regions, N contexts, n context tokens, D embedding, W text width.
+Letters: B images, t = 1 + r tokens (the image, then its r regions), k columns, N contexts, D embedding.
 """
 
 from __future__ import annotations
@@ -72,18 +72,18 @@ class PLOT(PromptClassifier):
         """The mean of a class's prompts, for images without regions."""
         return self.prompt_features(selected).mean(1)
 
-    def logits(self, features: Float[Tensor, "B 1+r D"]) -> Float[Tensor, "B K"]:
+    def logits(self, features: Float[Tensor, "B t D"]) -> Float[Tensor, "B K"]:
         """Scaled transport scores of all classes."""
         return self.transport_logits(features, self.prompt_features())
 
     def logits_among(
-        self, selected: Int[Tensor, " k"], features: Float[Tensor, "B 1+r D"]
+        self, selected: Int[Tensor, " k"], features: Float[Tensor, "B t D"]
     ) -> Float[Tensor, "B k"]:
         """Those of the selected columns."""
         return self.transport_logits(features, self.prompt_features(selected))
 
     def transport_logits(
-        self, features: Float[Tensor, "B 1+r D"], texts: Float[Tensor, "k N D"]
+        self, features: Float[Tensor, "B t D"], texts: Float[Tensor, "k N D"]
     ) -> Float[Tensor, "B k"]:
         """Scaled similarity of regions and prompts under the best plan."""
         scale = self.problem.logit_scale
@@ -94,7 +94,7 @@ class PLOT(PromptClassifier):
         return scores
 
     def similarity(
-        self, features: Float[Tensor, "B 1+r D"], texts: Float[Tensor, "k N D"]
+        self, features: Float[Tensor, "B t D"], texts: Float[Tensor, "k N D"]
     ) -> Float[Tensor, "B k r N"]:
         """Cosines of every region with every prompt."""
         regions = features[:, 1:].to(self.context)
@@ -131,8 +131,8 @@ class PLOT(PromptClassifier):
         return score
 
     @torch.no_grad()
-    def facts(self, features: Float[Tensor, "B 1+r D"]) -> dict[str, float]:
-        """How evenly the plans spread: their entropy as a share of the even plan's, 1 for no choice at all."""
+    def facts(self, features: Float[Tensor, "B t D"]) -> dict[str, float]:
+        """How evenly plans spread: their entropy as a share of the even plan's, 1 for no choice at all."""
         texts = self._known_features()
         entropies = []
         for image in torch.split(features, 1):

@@ -100,8 +100,10 @@ def aligned(gradient: Tensor, direction: Tensor, strength: float) -> Tensor:
         direction: of the same shape.
         strength: share that is taken out.
     """
-    # The norm is taken first: the square of a small fp32 norm would be 0.
-    unit = direction / direction.norm().clamp_min(torch.finfo(direction.dtype).tiny)
+    # Brought near 1 first: the squares of small or large fp32 numbers would be 0 or infinite.
+    smallest = torch.finfo(direction.dtype).tiny
+    unit = direction / direction.abs().max().clamp_min(smallest)
+    unit = unit / unit.norm().clamp_min(smallest)
     along = (gradient * unit).sum()
     kept: Tensor = gradient - strength * along.clamp_max(0) * unit
     return kept
@@ -145,7 +147,7 @@ def right_aligned(problem: Problem, words: list[str], n_context: int) -> Float[T
             what = f'the template of task "{problem.tasks[t].name}" has {len(ids)} tokens'
             faults.append(Fault("context_length", what, f"set context_length to {len(ids)} or more"))
         elif ids:
-            context[t, n_context - len(ids) :] = text.embed(torch.tensor(ids, device=text.device))
+            context[t, n_context - len(ids) :] = text.embed(torch.tensor([ids], device=text.device))[0]
     if faults:
         raise ConfigError(faults, about="the options")
     return context

@@ -23,6 +23,12 @@ def toy():
 
 
 @pytest.fixture(scope="session")
+def resnet50_sized():
+    """RN50's text side in the sizes that count: W = 512, D = 1024."""
+    return toy_backbone(embed_dim=1024, text_width=512, text_layers=1)
+
+
+@pytest.fixture(scope="session")
 def problem(toy):
     """In fp64, so that equal means equal."""
     exact = toy.to(dtype=torch.float64)
