@@ -75,4 +75,4 @@ def _owners(owners: Sequence[str], every: Sequence[str]) -> str:
     others = [method for method in every if method not in owners]
     if not others:
         return "all"
-    return f"all but {others[0]}" if len(others) == 1 else " ".join(owners)
+    return f"all but {' '.join(others)}" if len(others) <= 3 else " ".join(owners)
