@@ -190,7 +190,7 @@ def measure(prepared: Prepared) -> Cost:
         prompts=n_names,
         n_learned=sum(t.numel() for t in classifier.learned().values()),
         train_s=round(train_s, 3),
-        evaluate_s=round(len(samples.test) * image_s, 3),
+        evaluate_s=round(len(samples.test) * image_s + _seconds_of_scores(prepared), 3),
         memory_bytes=int(weights + activations + views * prod(shape) * 4),
         measured_on=f"{backbone.description}; {backbone.device}, {torch.get_num_threads()} threads",
     )
@@ -225,6 +225,20 @@ def _seconds_per_step(part: Part, backbone: Backbone, settings: Settings) -> flo
         part.classifier.zero_grad(set_to_none=True)
 
     return _seconds(step, backbone)
+
+
+def _seconds_of_scores(prepared: Prepared) -> float:
+    """What the test images cost beyond their features, where each has texts of its own."""
+    if not prepared.settings.method.texts_per_image:
+        return 0.0
+    backbone, score = prepared.backbone, prepared.classifier.scorer()
+    shape = image_shape(backbone, prepared.settings.method.image_features)
+    features = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(backbone.device)
+    seconds = 0.0
+    for t in range(len(prepared.suite.tasks)):
+        n = sum(record.task == t for record in prepared.plan.samples.test)
+        seconds += n * _seconds(lambda t=t: score(features, t), backbone) / len(features)  # type: ignore[misc]
+    return seconds
 
 
 def _seconds(work: Callable[[], object], backbone: Backbone) -> float:

@@ -186,9 +186,8 @@ class ImageFeatures:
         self._known.update(zip(pixels, features, strict=True))
         if self._cache is not None and self._encoder is not None:
             numbers = features.numpy().astype("<f4")
-            good = (
-                features.isfinite().flatten(1).all(1).tolist()
-            )  # an encoder that overflows is asked again next time
+            # An encoder that overflows is asked again next time.
+            good = features.isfinite().flatten(1).all(1).tolist()
             rows = zip(pixels, numbers, good, strict=True)
             self._cache.put(self._encoder, {key: row.tobytes() for key, row, is_good in rows if is_good})
 

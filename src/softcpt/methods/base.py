@@ -341,6 +341,7 @@ class Method:
         published_steps: optimizer steps a batch, and scheduler steps an epoch, of the published code
             (its ``K``); None where no code of this kind was published.
         image_features: what it sees of an image.
+        texts_per_image: whether each image has prompts of its own, so that using it costs texts as well.
         defaults: of training keys, where the method's differ from all others'.
     """
 
@@ -353,4 +354,5 @@ class Method:
     separate: bool = False
     published_steps: int | None = None
     image_features: ImageKind = "pooled"
+    texts_per_image: bool = False
     defaults: Mapping[str, Any] = field(default_factory=dict)

@@ -153,5 +153,6 @@ COCOOP = Method(
     config=CoCoOpConfig,
     build=_build,
     separate=True,
+    texts_per_image=True,
     defaults={"batch_size": 1},
 )

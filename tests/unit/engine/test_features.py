@@ -30,9 +30,9 @@ def encoded(monkeypatch):
     seen = []
     encode = features.encode_pixels
 
-    def count(backbone, pixels, precision):
+    def count(backbone, pixels, *how):
         seen.append(len(pixels))
-        return encode(backbone, pixels, precision)
+        return encode(backbone, pixels, *how)
 
     monkeypatch.setattr(features, "encode_pixels", count)
     return seen
@@ -214,7 +214,7 @@ def test_a_damaged_entry_is_computed_again(toy, records, tmp_path, encoded):
 
 
 def test_what_an_encoder_could_not_compute_is_not_kept(toy, records, tmp_path, monkeypatch):
-    def overflow(backbone, pixels, precision):
+    def overflow(backbone, pixels, *how):
         found = torch.ones(len(pixels), backbone.embed_dim)
         found[0] = torch.inf
         return found
@@ -257,9 +257,9 @@ def test_decoding_goes_on_during_encoding(suite, toy, monkeypatch):
             seen.set()
         return open_image(path)
 
-    def waiting(backbone, pixels, precision):
+    def waiting(backbone, pixels, *how):
         assert seen.wait(60)
-        return encode(backbone, pixels, precision)
+        return encode(backbone, pixels, *how)
 
     monkeypatch.setattr(features, "open_image", decode)
     monkeypatch.setattr(features, "encode_alike", waiting)

@@ -274,6 +274,9 @@ def test_check_measures_every_rival(suite, toy):
         ).cost
         assert cost.train_s > 0, method
         assert cost.n_learned > 0
+        if method == "cocoop":
+            alone = cost.evaluate_s
+    assert alone > 2 * cost.evaluate_s  # every test image needs texts
     mvlpt = check_suite(suite, backbone=toy, overrides={"method": "mvlpt", "shots": "1", "epochs": "4"}).cost
     assert mvlpt.steps == 2 * 1 + 3 * 2 * 1  # two epochs of one batch, then two for each of three tasks
 
