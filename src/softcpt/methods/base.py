@@ -21,11 +21,14 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from softcpt.clip.text_shared import SAVED_GB
-from softcpt.methods.loss import cosine_logits, multitask_cross_entropy
+from softcpt.core.errors import ConfigError, Fault
+from softcpt.methods.conflicts import gram_of
+from softcpt.methods.loss import Encoded, cosine_logits, multitask_cross_entropy
 
 if TYPE_CHECKING:
     from softcpt.clip.text import TextTower
     from softcpt.clip.tokens import Tokenizer
+    from softcpt.methods.objective import Objective
 
 Scorer = Callable[[Tensor, int], Tensor]
 """Image features [B, D] and a task's index -> logits [B, C] over that task's classes."""
@@ -169,6 +172,26 @@ class Classifier(nn.Module, ABC):
         """
         raise TypeError(f"{type(self).__name__} trains nothing")
 
+    def report(self) -> dict[str, Any]:
+        """What the result of a training should say of it; JSON values."""
+        return {}
+
+    def regenerated(self) -> dict[str, str]:
+        """Digests of what is not stored but made again from the seed; a loader compares them."""
+        return {}
+
+    def for_tasks(self, problem: Problem) -> Classifier:
+        """The same knowledge on other tasks, by their names alone.
+
+        Raises:
+            ConfigError: nothing that was learned applies to tasks it was not trained on.
+        """
+        why = f"{type(self).__name__} learned for its own tasks alone"
+        fix = "use a method whose contexts come from names"
+        raise ConfigError(
+            Fault("method", f"{why}: it has nothing for an unseen task", fix), about="new tasks"
+        )
+
     def learned(self) -> dict[str, Tensor]:
         """Everything an adapter needs, by name: what was learned, and random starts kept frozen."""
         return {name: tensor.detach() for name, tensor in self.state_dict().items() if tensor.numel()}
@@ -178,6 +201,10 @@ class PromptClassifier(Classifier):
     """A classifier whose weights are the text features of prompts: CLIP's cosine logits."""
 
     _known: tuple[object, Tensor] | None = None
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem)
+        self.objective: Objective | None = None  # None: the cross-entropy alone
 
     @abstractmethod
     def class_features(self, selected: Int[Tensor, " k"] | None = None) -> Float[Tensor, "k D"]:
@@ -196,33 +223,50 @@ class PromptClassifier(Classifier):
         weights: Float[Tensor, " B"] | None = None,
     ) -> Float[Tensor, ""]:
         """Cross-entropy inside each image's own task."""
-        selected = self.problem.columns_in_play(columns)
-        if selected is None:
-            return multitask_cross_entropy(
-                self.logits(features), columns, self.problem.task_of_class, weights=weights
-            )
-        return self.loss_among(selected, features, columns, weights)
+        every = self.objective is not None and self.objective.wants_all_classes
+        selected = None if every else self.problem.columns_in_play(columns)
+        return self.loss_among(selected, features, columns, weights, rng)
 
     def loss_among(
         self,
-        selected: Int[Tensor, " k"],
+        selected: Int[Tensor, " k"] | None,
         features: Float[Tensor, "B D"],
         columns: Int[Tensor, " B"],
         weights: Float[Tensor, " B"] | None,
+        rng: torch.Generator,
     ) -> Float[Tensor, ""]:
-        """The cross-entropy with only some columns encoded, in ascending order."""
-        return multitask_cross_entropy(
-            self.logits_among(selected, features),
-            torch.searchsorted(selected, columns),
-            self.problem.task_of_class[selected],
-            weights=weights,
-        )
+        """The loss with all columns encoded, or only some, in ascending order."""
+        of_class = self.problem.task_of_class
+        if selected is not None:
+            columns, of_class = torch.searchsorted(selected, columns), of_class[selected]
+        if self.objective is not None:
+            made = self.trained_features(selected)
+            return self.objective(self, Encoded(features, columns, made, selected, weights, rng))
+        logits = self.logits(features) if selected is None else self.logits_among(selected, features)
+        return multitask_cross_entropy(logits, columns, of_class, weights=weights)
+
+    def trained_features(self, selected: Int[Tensor, " k"] | None = None) -> Float[Tensor, "k D"]:
+        """Class features as training sees them."""
+        return self.class_features(selected)
+
+    def task_gram(self, losses: Float[Tensor, " p"], tasks: Int[Tensor, " p"]) -> Float[Tensor, "p p"]:
+        """Inner products of the gradients of some tasks' losses on everything learned."""
+        return gram_of(losses, [p for p in self.parameters() if p.requires_grad])
+
+    def step_factors(self) -> Float[Tensor, " T"] | None:
+        """What the rate is multiplied with in a step on each task's own context; None where it has no formula."""
+        return None
+
+    def report(self) -> dict[str, Any]:
+        """Of the objective, where there is one."""
+        found = {} if self.objective is None else self.objective.report()
+        return {"task_gradients": found} if found else {}
 
     def logits_among(
         self, selected: Int[Tensor, " k"], features: Float[Tensor, "B D"]
     ) -> Float[Tensor, "B k"]:
         """Scaled cosines to the selected columns."""
-        return cosine_logits(features, self.class_features(selected), self.problem.logit_scale)
+        return cosine_logits(features, self.trained_features(selected), self.problem.logit_scale)
 
     def scorer(self) -> Scorer:
         """Cosine logits over one task's classes."""

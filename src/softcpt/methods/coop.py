@@ -15,13 +15,21 @@ from __future__ import annotations
 
 from enum import Enum
 
+import torch
 from jaxtyping import Float, Int
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from softcpt.clip.tokens import Position
-from softcpt.methods.base import Method, MethodConfig, Problem, PromptClassifier, Streams
-from softcpt.methods.prompts import class_prompts, context_size, encode_prompts, start_context
+from softcpt.methods.base import Classifier, Method, Problem, PromptClassifier, Streams
+from softcpt.methods.fixed import FixedPrompts
+from softcpt.methods.objective import build_objective
+from softcpt.methods.prompts import (
+    PromptConfig,
+    class_prompts,
+    context_size,
+    encode_prompts,
+    start_context,
+)
 
 
 class Sharing(Enum):
@@ -32,14 +40,18 @@ class Sharing(Enum):
     CLASS = "nobody"
 
 
-class CoOpConfig(MethodConfig):
+class CoOpConfig(PromptConfig):
     """Options of CoOp."""
 
-    context_length: int = Field(16, ge=1, description="context tokens of a class prompt")
-    position: Position = Field("end", description="where the name stands")
     init_words: str | None = Field(
         None, description="words the context starts from; its length is then theirs"
     )
+
+    @model_validator(mode="after")
+    def _scale_has_an_effect(self) -> CoOpConfig:
+        if self.init_words is not None and self.init_scale != 1:
+            raise ValueError("init_scale has no effect on words; leave it or init_words out")
+        return self
 
 
 class CoOp(PromptClassifier):
@@ -69,8 +81,11 @@ class CoOp(PromptClassifier):
                 copies=copies[sharing],
                 streams=streams,
                 purpose="context",
+                scale=config.init_scale,
             )
         )
+        self.position = config.position
+        self.objective = build_objective(problem, config)
         self.prompts = class_prompts(problem, n_context, config.position)
 
     def class_features(self, selected: Int[Tensor, " k"] | None = None) -> Float[Tensor, "k D"]:
@@ -82,6 +97,17 @@ class CoOp(PromptClassifier):
             owner = of_class if selected is None else of_class[selected]
             return encode_prompts(self.problem, self.prompts, self.context, owner, selected)
         return encode_prompts(self.problem, self.prompts, self.context[None], None, selected)
+
+    def step_factors(self) -> Float[Tensor, " T"]:
+        """1: the rate itself is what moves a context."""
+        return torch.ones(len(self.problem.tasks))
+
+    def for_tasks(self, problem: Problem) -> Classifier:
+        """CoOp-MT takes its one context to new tasks; a context of a task or class belongs to it alone."""
+        if self.sharing is not Sharing.ALL:
+            return super().for_tasks(problem)
+        contexts = self.context.detach().expand(len(problem.tasks), -1, -1)
+        return FixedPrompts(problem, contexts, self.position)
 
 
 def _method(

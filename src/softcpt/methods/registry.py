@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from softcpt.core.errors import ConfigError, Fault, nearest
-from softcpt.methods import coop, softcpt, zero_shot
+from softcpt.methods import basis, coop, dual, residual, softcpt, zero_shot
 from softcpt.methods.base import Method
 
 _METHODS = {
@@ -22,6 +22,10 @@ _METHODS = {
         softcpt.CSTA,
         softcpt.CSTS,
         softcpt.STAR,
+        softcpt.NATA_SEPARATE,
+        dual.DUAL,
+        basis.BASIS,
+        residual.RESIDUAL,
     )
 }
 
