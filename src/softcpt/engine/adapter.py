@@ -203,6 +203,12 @@ def restore_classifier(adapter: Adapter, backbone: Backbone) -> Classifier:
     ]
     if faults:
         raise AdapterError(faults, about="the adapter's tensors")
+    again, before = classifier.regenerated(), adapter.facts.get("regenerated", {})
+    differs = [name for name in before if again.get(name) != before[name]]
+    if differs:
+        what = "the random start made again from the seed is not the one this adapter was trained from"
+        faults = [Fault(name, what, "load it with the NumPy it was trained with") for name in differs]
+        raise AdapterError(faults, about="the adapter's seed")
     classifier.load_state_dict(adapter.tensors, strict=False)
     classifier.eval()
     return classifier

@@ -163,7 +163,7 @@ def measure(prepared: Prepared) -> Cost:
     parts = parts_of(classifier, samples.train, samples.val, settings)
     train_s = steps = views = 0.0
     for part in parts:
-        train = settings.training()
+        train = part.training
         n = n_steps(train.optim(settings.run.shots), len(part.pool.records), train.batch_size)
         epochs = train.n_epochs(settings.run.shots)
         n_views = len(part.pool.records) * max(1, min(train.views, epochs))
@@ -249,7 +249,7 @@ def _task_report(suite: Suite, index: int, plan: Plan, settings: Settings) -> Ta
     own = settings.own.model_dump()
     name_first, around = own.get("position", "end"), own.get("context_length", 0)
     words = task_text(task.name, task.description, own.get("task_text", "description"))
-    has_task_prompt = "task_text" in own
+    has_task_prompt = own.get("task_text") in ("description", "name")
     return TaskReport(
         name=task.name,
         metric=task.metric,

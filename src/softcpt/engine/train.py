@@ -20,12 +20,13 @@ from softcpt.core.progress import OnProgress
 from softcpt.data.record import Record, Suite
 from softcpt.engine.adapter import ALL_TASKS, FACTS, listed, write_adapter
 from softcpt.engine.cache_place import CacheChoice, open_cache
-from softcpt.engine.config import Settings
+from softcpt.engine.config import Settings, TrainConfig
 from softcpt.engine.feature_cache import FeatureCache
 from softcpt.engine.features import ImageFeatures
 from softcpt.engine.loop import Pool, fit
 from softcpt.engine.metrics import task_score
 from softcpt.engine.prepare import Prepared, prepare_run
+from softcpt.engine.rates import effective_rates, joint_length, with_numbers
 from softcpt.engine.runs import (
     CONFIG,
     RESULT,
@@ -113,7 +114,10 @@ def _run(
     for note in plan.notes:
         logger.info("note: %s", note)
     features = ImageFeatures(backbone, settings.encoder.precision, cache)
-    norms = task_feature_norms(classifier)
+    norms, steps_at_start = task_feature_norms(classifier), _effective(classifier, settings)
+    if steps_at_start:
+        shown = ", ".join(f"{name} {step:.3g}" for name, step in steps_at_start.items())
+        logger.info("effective rate on each task's context: %s", shown)
     epochs: dict[str, dict[str, int]] = {}
     with MetricsFile(folder) as metrics:
         for part in parts_of(classifier, samples.train, samples.val, settings):
@@ -121,7 +125,7 @@ def _run(
                 part.classifier,
                 part.pool,
                 features,
-                settings.training(),
+                part.training,
                 shots=settings.run.shots,
                 seed=settings.run.seed,
                 part=part.name,
@@ -143,6 +147,7 @@ def _run(
         samples=stored,
         extra={
             "versions": versions(),
+            "regenerated": classifier.regenerated(),
             "task_feature_norms": {"start": norms, "end": task_feature_norms(classifier)},
         },
     )
@@ -164,6 +169,8 @@ def _run(
         "epochs": epochs,
         "val_score": val,
         "tuned": tuned,
+        "effective_rates": {"start": steps_at_start, "end": _effective(classifier, settings)},
+        "report": classifier.report(),
         "n_parameters": n_parameters(classifier),
         "n_learned": sum(tensor.numel() for tensor in classifier.learned().values()),
         "n_train": len(samples.train),
@@ -186,6 +193,7 @@ class Part:
     classifier: Classifier
     pool: Pool
     val: Sequence[Record]
+    training: TrainConfig
     alone: bool = False
 
 
@@ -196,14 +204,19 @@ def parts_of(
     if not settings.method.trains:
         return []
     tasks = classifier.problem.tasks
+    training = with_numbers(settings, classifier.problem)
     if not isinstance(classifier, SeparateClassifiers):
-        return [Part(ALL_TASKS, classifier, _pool(classifier, train), val)]
+        return [Part(ALL_TASKS, classifier, _pool(classifier, train), val, training)]
     parts = []
     for t, task in enumerate(tasks):
         own = [record for record in train if record.task == t]
         labels = torch.tensor([record.label for record in own])
         pool = Pool(own, labels, [0] * len(own))
-        parts.append(Part(task.name, classifier.part(t), pool, [r for r in val if r.task == t], alone=True))
+        own_val = [record for record in val if record.task == t]
+        length = training
+        if training.joint_steps:
+            length = joint_length(training, settings.run.shots, len(train), len(own))
+        parts.append(Part(task.name, classifier.part(t), pool, own_val, length, alone=True))
     return parts
 
 
@@ -260,6 +273,14 @@ def val_score(
     if not val:
         return None
     return suite_score(classifier, suite, val, features.centres(val))
+
+
+def _effective(classifier: Classifier, settings: Settings) -> dict[str, float]:
+    """Effective rate on each task's context, where the method trains and has a formula."""
+    if not settings.method.trains:
+        return {}
+    rate = with_numbers(settings, classifier.problem).optim(settings.run.shots).lr
+    return effective_rates(classifier, rate)
 
 
 def task_feature_norms(classifier: Classifier) -> dict[str, float]:

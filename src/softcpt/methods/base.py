@@ -261,7 +261,7 @@ class PromptClassifier(Classifier):
         return gram_of(losses, [p for p in self.parameters() if p.requires_grad])
 
     def step_factors(self) -> Float[Tensor, " T"] | None:
-        """What the rate is multiplied with in a step on each task's own context; None where it has no formula."""
+        """What the rate is multiplied with on each task's own context; None where it has no formula."""
         return None
 
     def report(self) -> dict[str, Any]:

@@ -51,7 +51,7 @@ class DualConfig(TaskTextConfig, PromptConfig):
 
     kernel: KernelKind = Field(
         "published",
-        description="how gradients are shared: published, unit, centred, diagonal, diagonal-top, rho or learned",
+        description="who shares gradients: published, unit, centred, diagonal, diagonal-top, rho, learned",
     )
     kernel_factor: float | None = Field(
         None, gt=0, description="of the kernel; 1, or 100 / logit scale where its norms are not the published"

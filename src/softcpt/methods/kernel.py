@@ -77,9 +77,9 @@ def task_kernel(
 ) -> TaskKernel:
     """The kernel of a kind.
 
-    ``diagonal`` keeps the published kernel's diagonal alone, ``diagonal-top`` its largest eigenvalue for every
-    task: no sharing, at the rates that sharing has. ``rho`` is 100 ((1 - rho) I + rho 11^T). ``learned``
-    starts at ``unit``.
+    ``diagonal`` keeps the published kernel's diagonal alone, ``diagonal-top`` its largest eigenvalue for
+    every task: no sharing, at the rates that sharing has. ``rho`` is 100 ((1 - rho) I + rho 11^T).
+    ``learned`` starts at ``unit``.
 
     Args:
         kind: of kernel.

@@ -99,7 +99,7 @@ class Objective(nn.Module):
         return (losses * factors.to(losses)).sum()
 
     def _pulls(self, batch: Encoded, of_class: Int[Tensor, " k"]) -> Float[Tensor, " T"]:
-        """Each task's share of the pull; the mean over a task's classes first, so that large ones do not rule."""
+        """Each task's share; the mean over its classes first, so that large tasks do not rule."""
         gaps = 1 - F.cosine_similarity(batch.class_features, self._reference(batch.selected), dim=1)
         n_tasks = len(self._problem[0].tasks)
         counts = torch.bincount(of_class, minlength=n_tasks).clamp_min(1)

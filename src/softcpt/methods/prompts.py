@@ -42,7 +42,7 @@ class PromptConfig(MethodConfig):
     )
     weighting: Weighting = Field(
         "none",
-        description="of the tasks' losses: watch reports gradients; pcgrad, gradnorm, uncertainty change them",
+        description="of the tasks' losses: none, watch (report gradients), pcgrad, gradnorm or uncertainty",
     )
 
 

@@ -19,7 +19,18 @@ TaskText = Literal["description", "name", "shuffled", "identical", "words", "vec
 SAME_TEXT = "a recognition task"
 """What every task is called under ``identical``."""
 
-WORDS = ["anchor", "apron", "attic", "bagel", "banner", "barrel", "basket", "beacon", "bishop", "blanket", "bonus", "bottle", "bracket", "bridge", "bucket", "butter", "cabin", "candle", "canyon", "carbon", "carpet", "castle", "cellar", "chapel", "cherry", "circus", "clever", "clinic", "coffee", "column", "copper", "cotton", "cousin", "cradle", "cricket", "dagger", "dancer", "desert", "dinner", "dragon", "drawer", "engine", "fabric", "falcon", "feather", "fiddle", "forest", "fossil", "garage", "garden", "ginger", "goblet", "hammer", "harbor", "helmet", "hunter", "island", "jacket", "jungle", "kettle", "kitchen", "ladder", "lantern", "lawyer", "lemon", "marble", "market", "meadow", "mirror", "muscle", "napkin", "needle", "nickel", "office", "orchid", "oyster", "paddle", "palace", "parcel", "pepper", "pillow", "pirate", "pocket", "puzzle", "rabbit", "ribbon", "saddle", "salmon", "shadow", "silver", "spider", "stable", "summer", "tailor", "temple", "ticket", "timber", "tunnel", "turtle", "velvet", "violin", "wagon", "walnut", "window", "winter", "wizard"]
+_WORDS = (
+    "anchor apron attic bagel banner barrel basket beacon bishop blanket bonus bottle bracket bridge "
+    "bucket butter cabin candle canyon carbon carpet castle cellar chapel cherry circus clever clinic "
+    "coffee column copper cotton cousin cradle cricket dagger dancer desert dinner dragon drawer engine "
+    "fabric falcon feather fiddle forest fossil garage garden ginger goblet hammer harbor helmet hunter "
+    "island jacket jungle kettle kitchen ladder lantern lawyer lemon marble market meadow mirror muscle "
+    "napkin needle nickel office orchid oyster paddle palace parcel pepper pillow pirate pocket puzzle "
+    "rabbit ribbon saddle salmon shadow silver spider stable summer tailor temple ticket timber tunnel "
+    "turtle velvet violin wagon walnut window winter wizard"
+)
+
+WORDS = tuple(_WORDS.split())
 """What tasks are called under ``words``: four of them."""
 
 
