@@ -54,6 +54,9 @@ class BasisConfig(TaskTextConfig, PromptConfig):
 class BasisContexts(ContextSource):
     """b contexts and what mixes them: b n W + D b numbers (free: b n W + T b)."""
 
+    centre: Tensor
+    tasks: Tensor
+
     def __init__(
         self, problem: Problem, config: BasisConfig, streams: Streams, raw: Float[Tensor, "T D"]
     ) -> None:
@@ -111,13 +114,14 @@ class BasisContexts(ContextSource):
 
     def report(self) -> dict[str, Any]:
         """The mixtures."""
-        return {"mixture": [[round(float(a), 4) for a in row] for row in self.weights()]}
+        return {"mixture": [[round(float(a), 4) for a in row] for row in self.weights().detach()]}
 
 
 def _towards(raw: Float[Tensor, "t D"], centre: Float[Tensor, " D"]) -> Float[Tensor, "t D"]:
     """Directions from the centre; 0 for a task that lies there."""
     away = raw - centre
-    return away / away.norm(dim=1, keepdim=True).clamp_min(1e-6)
+    unit: Tensor = away / away.norm(dim=1, keepdim=True).clamp_min(1e-6)
+    return unit
 
 
 def _build(problem: Problem, config: BasisConfig, streams: Streams) -> TaskPrompts:

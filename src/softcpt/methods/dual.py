@@ -72,6 +72,10 @@ class DualConfig(TaskTextConfig, PromptConfig):
 class DualContexts(ContextSource):
     """Contexts [T, n, W] whose gradients are mixed by a kernel of the tasks' texts."""
 
+    kernel: Tensor
+    raw: Tensor
+    features: Tensor | None
+
     def __init__(self, problem: Problem, config: DualConfig, streams: Streams) -> None:
         super().__init__()
         self._given = (problem, config, streams)
@@ -112,13 +116,18 @@ class DualContexts(ContextSource):
     def _project(self, features: Float[Tensor, "t E"]) -> Float[Tensor, "t n W"]:
         """F P_0; P_0 is drawn again each time and never kept."""
         _, n, width = self._shape()
-        return (features @ self._projection().to(features)).reshape(len(features), n, width)
+        made = features @ self._projection().to(features)
+        return made.reshape(len(features), n, width)
 
     def _projection(self) -> Float[Tensor, "E m"]:
         _, config, streams = self._given
         _, n, width = self._shape()
         inputs = 1 if self.features is None else self.features.shape[1]
         return start_projection(inputs, n * width, streams, config.init_scale)
+
+    def _own(self) -> Float[Tensor, "T E"]:
+        assert self.features is not None  # asked only of kernels that are made of them
+        return self.features
 
     def forward(self) -> Float[Tensor, "T n W"]:
         """The contexts."""
@@ -145,12 +154,13 @@ class DualContexts(ContextSource):
             else:
                 new = self._features_of(problem)
                 start, start_new = self._start(), self._project(new)
-                cross = self.factor * self.features @ new.T
+                cross = self.factor * self._own() @ new.T
             moved = (self.mixed - self.decay * start).flatten(1)
             # In fp64, and without directions that rounding alone would hold.
             solved = torch.linalg.pinv(self.kernel.double(), hermitian=True, rtol=1e-7) @ moved.double()
             shared = (cross.double().T @ solved).to(moved)
-            return self.decay * start_new + shared.reshape(start_new.shape)
+            made: Tensor = self.decay * start_new + shared.reshape(start_new.shape)
+            return made
 
     def _features_of(self, problem: Problem) -> Float[Tensor, "t E"]:
         """F of new tasks: their texts behind the same task context."""
@@ -183,6 +193,9 @@ class LearnedKernel(ContextSource):
     L [T, T] is lower triangular and starts at the Cholesky factor of the kernel, B at L^-1 C_0: the first
     step is that of the fixed kernel, L L^T.
     """
+
+    rows: Tensor
+    columns: Tensor
 
     def __init__(self, problem: Problem, config: DualConfig, streams: Streams) -> None:
         super().__init__()

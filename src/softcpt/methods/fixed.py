@@ -14,6 +14,8 @@ from softcpt.methods.prompts import class_prompts, encode_prompts
 class FixedPrompts(PromptClassifier):
     """One given context per task; nothing is learned."""
 
+    contexts: Tensor
+
     def __init__(self, problem: Problem, contexts: Float[Tensor, "T n W"], position: Position) -> None:
         super().__init__(problem)
         self.register_buffer("contexts", contexts.detach().clone())

@@ -61,9 +61,9 @@ def kernel_features(
         away = given - centre
         unit = away / away.norm(dim=1, keepdim=True).clamp_min(torch.finfo(away.dtype).tiny)
         same = torch.full_like(unit[:, :1], share**0.5)
-        return TYPICAL_NORM * torch.cat([unit * (1 - share) ** 0.5, same], dim=1)
+        return torch.cat([unit * (1 - share) ** 0.5, same], dim=1) * TYPICAL_NORM
     if kind in ("unit", "learned"):
-        return TYPICAL_NORM * given / given.norm(dim=1, keepdim=True)
+        return given / given.norm(dim=1, keepdim=True) * TYPICAL_NORM
     return given
 
 
@@ -114,7 +114,7 @@ class _Mix(torch.autograd.Function):
         return contexts.view_as(contexts)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]  # noqa: ANN401
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
         (kernel,) = ctx.saved_tensors
         mixed = kernel.to(gradient) @ gradient.flatten(1)
         return mixed.reshape(gradient.shape), None
@@ -125,5 +125,5 @@ def mix_gradients(contexts: Float[Tensor, "T n W"], kernel: Float[Tensor, "T T"]
 
     The optimizer knows nothing of it: momentum and weight decay act on the contexts as in the formula.
     """
-    made: Tensor = _Mix.apply(contexts, kernel)  # type: ignore[no-untyped-call]
+    made: Tensor = _Mix.apply(contexts, kernel)
     return made

@@ -117,7 +117,7 @@ class Objective(nn.Module):
     def report(self) -> dict[str, object]:
         """What a run's result says: gradient cosines between tasks, or weights."""
         if self.weighting == "uncertainty":
-            return {"log_variance": [round(float(s), 4) for s in self.log_variance]}
+            return {"log_variance": [round(float(s), 4) for s in self.log_variance.detach()]}
         if self.weighting == "none":
             return {}
         weights = {"weights": [round(float(w), 4) for w in self._norm.weights]}

@@ -261,7 +261,8 @@ class SoftCPT(PromptClassifier):
             if self.variant.class_aware:
                 of_class = self.problem.task_of_class
                 seen = join_features(self.kind, self.name_features(), seen[of_class])
-                return torch.stack([seen[of_class == t].square().sum(1).mean() for t in of_class.unique()])
+                every = range(len(self.problem.tasks))
+                return torch.stack([seen[of_class == t].square().sum(1).mean() for t in every])
             return seen.square().sum(1)
 
     def for_tasks(self, problem: Problem) -> Classifier:

@@ -124,4 +124,5 @@ def start_features(problem: Problem, config: TaskTextConfig, streams: Streams) -
 def random_features(like: Float[Tensor, "T D"], streams: Streams) -> Float[Tensor, "T D"]:
     """Random directions at the norms of given features: everything about them but what they mean."""
     drawn = normal(like.shape, streams("task_vectors")).to(like)
-    return drawn / drawn.norm(dim=1, keepdim=True) * like.norm(dim=1, keepdim=True)
+    scaled: Tensor = drawn / drawn.norm(dim=1, keepdim=True) * like.norm(dim=1, keepdim=True)
+    return scaled
