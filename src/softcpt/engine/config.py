@@ -433,7 +433,15 @@ def _idle_faults(settings: Settings, from_recipe: Mapping[str, Any]) -> list[Fau
     return faults
 
 
-UNPUBLISHED = ("text_pull", "logit_pull", "weighting", "init_scale", "freeze_task_context", "mean_context")
+UNPUBLISHED = (
+    "text_pull",
+    "logit_pull",
+    "weighting",
+    "init_scale",
+    "freeze_task_context",
+    "mean_context",
+    "head",
+)
 """Options of prompt methods that its recipe refuses."""
 
 

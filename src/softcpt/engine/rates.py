@@ -15,6 +15,7 @@ from torch import Tensor
 from softcpt.engine.adapter import ALL_TASKS, init_streams
 from softcpt.engine.config import Settings, TrainConfig
 from softcpt.methods.base import Classifier, Problem, PromptClassifier, SeparateClassifiers
+from softcpt.methods.prompt_heads import PromptsWithHead
 from softcpt.methods.task_features import TaskTextConfig, start_features
 
 
@@ -62,7 +63,8 @@ def effective_rates(classifier: Classifier, rate: float) -> dict[str, float]:
         parts = [classifier]
     found: dict[str, float] = {}
     for part in parts:
-        factors = part.step_factors() if isinstance(part, PromptClassifier) else None
+        known = isinstance(part, PromptClassifier | PromptsWithHead)
+        factors = part.step_factors() if known else None
         if factors is None:
             return {}
         names = [task.name for task in part.problem.tasks]

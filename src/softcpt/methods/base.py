@@ -277,7 +277,7 @@ class PromptClassifier(Classifier):
 
     def scorer(self) -> Scorer:
         """Cosine logits over one task's classes."""
-        weights = self._known_features()
+        weights = self.known_features()
         problem = self.problem
 
         def score(features: Tensor, task: int) -> Tensor:
@@ -285,7 +285,7 @@ class PromptClassifier(Classifier):
 
         return score
 
-    def _known_features(self) -> Tensor:
+    def known_features(self) -> Tensor:
         """Features of all classes, computed again only after something was learned."""
         text = self.problem.text
         tensors = [*self.parameters(), *self.buffers(), *text.parameters(), *text.buffers()]

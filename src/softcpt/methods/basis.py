@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from softcpt.methods.base import Method, Problem, Streams
 from softcpt.methods.fixed import no_unseen
 from softcpt.methods.meta import FIRST_WORDS
+from softcpt.methods.prompt_heads import with_head
 from softcpt.methods.prompts import PromptConfig, encode_prompts, random_context, word_context
 from softcpt.methods.task_features import (
     TaskTextConfig,
@@ -134,5 +135,5 @@ BASIS = Method(
     label="SoftCPT-basis",
     summary="a few shared contexts, mixed for each task by its text",
     config=BasisConfig,
-    build=_build,
+    build=with_head(_build),
 )

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from softcpt.methods.base import Classifier, Method, Problem, PromptClassifier, Streams
 from softcpt.methods.fixed import FixedPrompts
 from softcpt.methods.objective import build_objective
+from softcpt.methods.prompt_heads import with_head
 from softcpt.methods.prompts import (
     PromptConfig,
     class_prompts,
@@ -121,7 +122,7 @@ def _method(
         label=label,
         summary=summary,
         config=CoOpConfig,
-        build=build,
+        build=with_head(build),
         separate=separate,
         published_steps=1 if published else None,
     )

@@ -32,6 +32,7 @@ from softcpt.methods.kernel import (
     task_kernel,
 )
 from softcpt.methods.meta import start_projection
+from softcpt.methods.prompt_heads import with_head
 from softcpt.methods.prompts import PromptConfig, encode_prompts, random_context
 from softcpt.methods.task_features import (
     TaskTextConfig,
@@ -245,5 +246,5 @@ DUAL = Method(
     label="SoftCPT-dual",
     summary="a context per task, gradients shared by a kernel of the tasks' texts",
     config=DualConfig,
-    build=_build,
+    build=with_head(_build),
 )

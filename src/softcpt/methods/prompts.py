@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from softcpt.clip.text import TextTower
@@ -26,6 +26,7 @@ PROMPTS_AT_ONCE = 256
 
 
 Weighting = Literal["none", "watch", "pcgrad", "gradnorm", "uncertainty"]
+HeadKind = Literal["none", "tip", "ridge", "lp++"]
 
 
 class PromptConfig(MethodConfig):
@@ -44,6 +45,22 @@ class PromptConfig(MethodConfig):
         "none",
         description="of the tasks' losses: none, watch (report gradients), pcgrad, gradnorm or uncertainty",
     )
+    head: HeadKind = Field(
+        "none",
+        description="fitted to the trained prompts and the images, chosen on val: none, tip, ridge, lp++",
+    )
+    head_views: int = Field(16, ge=0, description="views of an image that a head sees; 0: the centre only")
+    head_tune: Literal["suite", "task", "published"] = Field(
+        "suite", description="a head's settings: one for the suite, for each task, or the published ones"
+    )
+
+    @model_validator(mode="after")
+    def _head_is_there(self) -> PromptConfig:
+        if self.head in ("none", "lp++") and self.head_views != 16:
+            raise ValueError(f"head_views has no effect with head={self.head}; leave one of them out")
+        if self.head == "none" and self.head_tune != "suite":
+            raise ValueError("head_tune has no effect with head=none; leave one of them out")
+        return self
 
 
 def class_prompts(problem: Problem, n_context: int, position: Position) -> NamePrompts:

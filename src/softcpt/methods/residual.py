@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from softcpt.methods.base import Method, Problem, Streams
+from softcpt.methods.prompt_heads import with_head
 from softcpt.methods.prompts import PromptConfig, random_context
 from softcpt.methods.task_prompts import ContextSource, TaskPrompts
 
@@ -90,5 +91,5 @@ RESIDUAL = Method(
     label="SoftCPT-residual",
     summary="a shared context and a gated residual for each task",
     config=ResidualConfig,
-    build=_build,
+    build=with_head(_build),
 )

@@ -34,6 +34,7 @@ from softcpt.methods.base import Classifier, Method, Problem, PromptClassifier, 
 from softcpt.methods.class_sampling import sample_classes
 from softcpt.methods.meta import LinearMeta, MeanContext, MetaKind, build_meta, join_features
 from softcpt.methods.objective import build_objective
+from softcpt.methods.prompt_heads import with_head
 from softcpt.methods.prompts import (
     PromptConfig,
     class_prompts,
@@ -348,7 +349,7 @@ def _variant_method(variant: Variant, summary: str) -> Method:
         label=f"SoftCPT-{variant.name}",
         summary=summary,
         config=ClassAwareConfig if variant.class_aware else SoftCPTConfig,
-        build=build,
+        build=with_head(build),
         published_steps=4 if variant.class_aware else 3,
     )
 
@@ -379,7 +380,7 @@ STAR = Method(
     label="SoftCPT*",
     summary="a learned feature per task in place of its name's; knows no unseen tasks",
     config=GeneratorConfig,
-    build=_build_star,
+    build=with_head(_build_star),
 )
 
 NATA_SEPARATE = replace(

@@ -27,7 +27,8 @@ def rng():
 
 def gradients(classifier, loss):
     named = {n: p for n, p in classifier.named_parameters() if p.requires_grad}
-    return dict(zip(named, torch.autograd.grad(loss, list(named.values())), strict=True))
+    found = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
+    return {n: torch.zeros_like(named[n]) if g is None else g for n, g in zip(named, found, strict=True)}
 
 
 def by_hand(classifier, batch, problem):
@@ -91,7 +92,7 @@ def projected(g, weights):
 
 
 def test_pcgrad_of_two_opposite_tasks_hurts_neither_and_is_the_papers_projection():
-    g = vectors([1.0, 0.2, 0.0], [-0.9, 0.3, 0.1])
+    g = vectors([1.0, 0.2, 0.0], [-0.4, 0.3, 0.1])
     weights = pcgrad_weights(g @ g.T, rng())
     update = projected(g, weights)
     assert (g @ update >= -1e-12).all()
@@ -133,8 +134,7 @@ def test_pcgrad_is_applied_to_what_tasks_share(problem, streams, batch, key):
     ours = build(problem, key, streams, weighting="pcgrad")
     found = gradients(ours, ours.loss(*batch, rng=rng()))
     for name, gradient in expected.items():
-        if name != "source.decay":
-            assert torch.allclose(found[name], gradient, rtol=0, atol=1e-9), name
+        assert torch.allclose(found[name], gradient, rtol=0, atol=1e-9), name
     report = ours.report()["task_gradients"]
     if key == "coop-ca-joint":  # nothing is shared, nothing conflicts
         untouched = gradients(plain, plain.loss(*batch, rng=rng()))
