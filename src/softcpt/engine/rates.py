@@ -63,8 +63,9 @@ def effective_rates(classifier: Classifier, rate: float) -> dict[str, float]:
         parts = [classifier]
     found: dict[str, float] = {}
     for part in parts:
-        known = isinstance(part, PromptClassifier | PromptsWithHead)
-        factors = part.step_factors() if known else None
+        if not isinstance(part, PromptClassifier | PromptsWithHead):
+            return {}
+        factors = part.step_factors()
         if factors is None:
             return {}
         names = [task.name for task in part.problem.tasks]

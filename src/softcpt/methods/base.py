@@ -248,7 +248,9 @@ class PromptClassifier(Classifier):
             columns, of_class = torch.searchsorted(selected, columns), of_class[selected]
         if self.objective is not None:
             made = self.trained_features(selected)
-            return self.objective(self, Encoded(features, columns, made, selected, weights, rng))
+            batch = Encoded(features, columns, made, selected, weights, rng)
+            loss: Tensor = self.objective(self, batch)
+            return loss
         logits = self.logits(features) if selected is None else self.logits_among(selected, features)
         return multitask_cross_entropy(logits, columns, of_class, weights=weights)
 

@@ -4,8 +4,8 @@
     a_t = softmax(z_t Q / tau)   or   1/b + z_t Q   or   free       Q [D, b];  free: a [T, b]
 
 z_t is the task feature, centred over the tasks and of norm 1. Every V_k starts at the embeddings of "a photo
-of a" (in the last places, zeros before them) with noise N(0, 0.02^2), Q at 0: a uniform mixture. One context
-is CoOp-MT.
+of a" (in the last places, zeros before them; with few places, of its last words) with noise N(0, 0.02^2),
+Q at 0: a uniform mixture. One context is CoOp-MT.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class BasisContexts(ContextSource):
         super().__init__()
         self._given = (config, streams)
         size, n = config.basis_size, config.context_length
-        words = word_context(problem, FIRST_WORDS, n)
+        words = word_context(problem, FIRST_WORDS, max(n, 8))[-n:]
         noise = random_context(problem, (size, n, problem.text.width), streams("basis"), config.init_scale)
         self.basis = nn.Parameter(words + noise)
         self.register_buffer("centre", raw.mean(0), persistent=False)

@@ -63,7 +63,8 @@ def kernel_features(
         same = torch.full_like(unit[:, :1], share**0.5)
         return torch.cat([unit * (1 - share) ** 0.5, same], dim=1) * TYPICAL_NORM
     if kind in ("unit", "learned"):
-        return given / given.norm(dim=1, keepdim=True) * TYPICAL_NORM
+        scaled: Tensor = given / given.norm(dim=1, keepdim=True) * TYPICAL_NORM
+        return scaled
     return given
 
 
