@@ -233,7 +233,7 @@ class PromptClassifier(Classifier):
 
     def scorer(self) -> Scorer:
         """Cosine logits over one task's classes."""
-        weights = self._known_features()
+        weights = self.known_features()
         problem = self.problem
 
         def score(features: Tensor, task: int) -> Tensor:
@@ -241,8 +241,8 @@ class PromptClassifier(Classifier):
 
         return score
 
-    def _known_features(self) -> Tensor:
-        """Features of all classes, computed again only after something was learned."""
+    def known_features(self) -> Tensor:
+        """Text features of all K classes [K, D], computed again only after something was learned."""
         text = self.problem.text
         tensors = [*self.parameters(), *self.buffers(), *text.parameters(), *text.buffers()]
         versions = [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
