@@ -132,7 +132,10 @@ class Evaluation:
                 for task in self.tasks
             },
             "n_images": {task.name: task.n_images for task in self.tasks},
-            "tuned": self.tuned,
+            "tuned": {
+                name: {key: _percent(value) if key == "val_accuracy" else value for key, value in own.items()}
+                for name, own in self.tuned.items()
+            },
             "missing_classes": {t.name: t.missing_classes for t in self.tasks if t.missing_classes},
             "notes": list(self.notes),
         }

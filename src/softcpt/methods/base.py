@@ -288,7 +288,7 @@ class PromptClassifier(Classifier):
         return score
 
     def known_features(self) -> Tensor:
-        """Features of all classes, computed again only after something was learned."""
+        """Text features of all K classes [K, D], computed again only after something was learned."""
         text = self.problem.text
         tensors = [*self.parameters(), *self.buffers(), *text.parameters(), *text.buffers()]
         versions = [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]

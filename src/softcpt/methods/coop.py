@@ -20,7 +20,8 @@ from jaxtyping import Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from softcpt.methods.base import Classifier, Method, Problem, PromptClassifier, Streams
+from softcpt.clip.tokens import Position
+from softcpt.methods.base import Classifier, Method, MethodConfig, Problem, PromptClassifier, Streams
 from softcpt.methods.fixed import FixedPrompts
 from softcpt.methods.objective import build_objective
 from softcpt.methods.prompt_heads import with_head
@@ -41,12 +42,18 @@ class Sharing(Enum):
     CLASS = "nobody"
 
 
-class CoOpConfig(PromptConfig):
-    """Options of CoOp."""
+class ContextConfig(MethodConfig):
+    """What a context is: its length, its place, what it starts from."""
 
+    context_length: int = Field(16, ge=1, description="context tokens of a class prompt")
+    position: Position = Field("end", description="where the name stands in a class prompt")
     init_words: str | None = Field(
         None, description="words the context starts from; its length is then theirs"
     )
+
+
+class CoOpConfig(ContextConfig, PromptConfig):
+    """Options of CoOp."""
 
     @model_validator(mode="after")
     def _scale_has_an_effect(self) -> CoOpConfig:
@@ -58,7 +65,7 @@ class CoOpConfig(PromptConfig):
 class CoOp(PromptClassifier):
     """Class prompts with a directly learned context."""
 
-    def __init__(self, problem: Problem, config: CoOpConfig, sharing: Sharing, streams: Streams) -> None:
+    def __init__(self, problem: Problem, config: ContextConfig, sharing: Sharing, streams: Streams) -> None:
         super().__init__(problem)
         n_context = context_size(
             problem,
@@ -82,11 +89,12 @@ class CoOp(PromptClassifier):
                 copies=copies[sharing],
                 streams=streams,
                 purpose="context",
-                scale=config.init_scale,
+                scale=config.init_scale if isinstance(config, PromptConfig) else 1.0,
             )
         )
         self.position = config.position
-        self.objective = build_objective(problem, config)
+        if isinstance(config, PromptConfig):
+            self.objective = build_objective(problem, config)
         self.prompts = class_prompts(problem, n_context, config.position)
 
     def class_features(self, selected: Int[Tensor, " k"] | None = None) -> Float[Tensor, "k D"]:

@@ -126,10 +126,11 @@ class TipAdapter(Head):
         record: dict[str, Any] | None = None,
     ) -> Trials:
         guess = data.scale * data.val @ data.text.unit.T
-        known = {beta: votes(data.val, keys, data.one_hot, beta) for beta in {pair["beta"] for pair in grid}}
-        scores = torch.stack(
-            [data.val_accuracy(guess + pair["alpha"] * known[pair["beta"]]) for pair in grid]
-        )
+        scores = torch.zeros(len(grid), dtype=torch.float64, device=keys.device)
+        for beta in dict.fromkeys(pair["beta"] for pair in grid):
+            own = [g for g, pair in enumerate(grid) if pair["beta"] == beta]
+            alphas = torch.tensor([grid[g]["alpha"] for g in own]).to(keys)[:, None, None]
+            scores[own] = data.val_accuracy(guess + alphas * votes(data.val, keys, data.one_hot, beta))
 
         def state(g: int) -> State:
             numbers = {name: torch.tensor(grid[g][name]).to(keys) for name in ("alpha", "beta")}

@@ -9,7 +9,6 @@ classifier: longer features would count for more.
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import Literal
 
 import torch
@@ -73,7 +72,7 @@ _MORE: dict[Templates, tuple[str, ...]] = {
 
 
 class TemplateTexts:
-    """Text features of all classes in several templates; encoded once, when they are asked for.
+    """Text features of all classes in several templates.
 
     Args:
         problem: the tasks.
@@ -82,17 +81,12 @@ class TemplateTexts:
 
     def __init__(self, problem: Problem, templates: Templates) -> None:
         self._problem = problem
-        self._parts = [ZeroShot(problem), *(ZeroShot(problem, template) for template in _MORE[templates])]
-
-    @cached_property
-    def features(self) -> Float[Tensor, "P K D"]:
-        """Not normalised."""
-        with torch.no_grad():
-            return torch.stack([part.class_features().to(self._problem.dtype) for part in self._parts])
+        self.parts = [ZeroShot(problem), *(ZeroShot(problem, template) for template in _MORE[templates])]
 
     def of_task(self, task: int) -> Float[Tensor, "P C D"]:
-        """Those of one task's classes."""
-        return self.features[:, self._problem.columns(task)]
+        """Those of one task's classes, not normalised; encoded once."""
+        columns = self._problem.columns(task)
+        return torch.stack([part.known_features()[columns] for part in self.parts])
 
 
 def mean_direction(text: Float[Tensor, "P C D"]) -> Float[Tensor, "C D"]:
@@ -117,8 +111,7 @@ class ZeroShotEnsemble(PromptClassifier):
 
     def class_features(self, selected: Int[Tensor, " k"] | None = None) -> Float[Tensor, "k D"]:
         """The averaged directions of all classes, or of the selected columns'."""
-        features = self.texts.features
-        return mean_direction(features if selected is None else features[:, selected])
+        return mean_direction(torch.stack([part.class_features(selected) for part in self.texts.parts]))
 
 
 def _build(problem: Problem, config: ZeroShotConfig, streams: Streams) -> ZeroShot:

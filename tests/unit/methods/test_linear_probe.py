@@ -51,7 +51,7 @@ def fitted(problem, supports, **keys):
 
 
 def test_where_a_weak_c_overfits_the_chosen_one_is_better_on_val(problem, support):
-    own = support(classes=3, dim=problem.text.embed_dim, noise=1.2, val=30, seed=4)
+    own = support(classes=3, dim=32, noise=0.8, val=30, seed=0, shots=8)
     [chosen] = fitted(problem.only(0), [own]).tuned().values()
 
     def val_accuracy(c):
@@ -60,7 +60,7 @@ def test_where_a_weak_c_overfits_the_chosen_one_is_better_on_val(problem, suppor
 
     assert chosen["C"] != 1
     assert chosen["val_accuracy"] == pytest.approx(val_accuracy(chosen["C"]))
-    assert chosen["val_accuracy"] > val_accuracy(1e6)
+    assert chosen["val_accuracy"] > max(val_accuracy(1.0), val_accuracy(1e6))
 
 
 def test_features_are_taken_as_they_are_and_only_the_centres(problem, support, given):
@@ -81,8 +81,8 @@ def test_features_are_taken_as_they_are_and_only_the_centres(problem, support, g
 def test_one_c_for_the_suite_follows_the_mean_of_the_tasks(problem, support):
     dim = problem.text.embed_dim
     supports = [
-        support(classes=len(t.classes), dim=dim, noise=n, val=10, seed=5)
-        for t, n in zip(problem.tasks, (0.1, 1.0, 3.0), strict=True)
+        support(classes=len(t.classes), dim=dim, noise=0.6, val=20, seed=i, shots=8)
+        for i, t in enumerate(problem.tasks)
     ]
     suite, each = (fitted(problem, supports, tune=tune).tuned() for tune in ("suite", "task"))
     assert len({own["C"] for own in suite.values()}) == 1

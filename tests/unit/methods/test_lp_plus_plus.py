@@ -107,7 +107,7 @@ def test_the_released_gradient_is_the_sum_of_all_so_far(parts):
 
 
 def test_step_sizes_are_those_of_the_eigenvalue_and_the_products(parts):
-    data, features, text = parts
+    _, features, text = parts
     largest = float(torch.linalg.eigvalsh(features.T @ features).max())
     products = max(float((features @ text[k]).square().sum()) for k in range(3))
     released, derived = (step_sizes(features, text, rule) for rule in ("released", "derived"))
