@@ -279,7 +279,7 @@ class PromptClassifier(Classifier):
 
     def scorer(self) -> Scorer:
         """Cosine logits over one task's classes."""
-        weights = self.known_features()
+        weights = self._known_features()
         problem = self.problem
 
         def score(features: Tensor, task: int) -> Tensor:
@@ -287,7 +287,7 @@ class PromptClassifier(Classifier):
 
         return score
 
-    def known_features(self) -> Tensor:
+    def _known_features(self) -> Tensor:
         """Text features of all K classes [K, D], computed again only after something was learned."""
         text = self.problem.text
         tensors = [*self.parameters(), *self.buffers(), *text.parameters(), *text.buffers()]

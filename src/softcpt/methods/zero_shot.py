@@ -60,6 +60,10 @@ class ZeroShot(PromptClassifier):
         nothing = torch.zeros(1, 0, text.width, device=text.device, dtype=text.dtype)
         return encode_prompts(self.problem, self.prompts, nothing, None, selected)
 
+    def known_features(self) -> Float[Tensor, "K D"]:
+        """Text features of all K classes, encoded again only after the tower changed."""
+        return self._known_features()
+
 
 Templates = Literal["task", "selected", "imagenet"]
 """The task's own template alone; with CLIP's seven selected ones; with its eighty for ImageNet."""
