@@ -8,7 +8,11 @@ import numpy as np
 
 
 def epoch_batches(
-    task_of_sample: Sequence[int], batch_size: int, rng: np.random.Generator, balance: bool
+    task_of_sample: Sequence[int],
+    batch_size: int,
+    rng: np.random.Generator,
+    balance: bool,
+    power: float | None = None,
 ) -> list[np.ndarray]:
     """Index batches of one epoch, tasks mixed.
 
@@ -21,14 +25,17 @@ def epoch_batches(
         balance: False permutes the pool. True gives every batch tasks in equal numbers, up to one image:
             each task goes round its own shuffled samples, so that small tasks are seen more often. The
             number of batches stays the same.
+        power: each image's task is drawn with probability in proportion to its number of images to this
+            power: 0 for all tasks alike in expectation, 1 for the pool's shares; None draws no tasks.
     """
     n = len(task_of_sample)
     size = min(batch_size, n)
     n_batches = n // size if size else 0
+    tasks = np.asarray(task_of_sample)
     if balance:
-        order = np.fromiter(
-            _balanced(np.asarray(task_of_sample), rng), dtype=np.int64, count=n_batches * size
-        )
+        order = np.fromiter(_balanced(tasks, rng), dtype=np.int64, count=n_batches * size)
+    elif power is not None:
+        order = np.fromiter(_drawn(tasks, rng, power), dtype=np.int64, count=n_batches * size)
     else:
         order = rng.permutation(n)
     return [order[i * size : (i + 1) * size] for i in range(n_batches)]
@@ -41,6 +48,15 @@ def _balanced(task_of_sample: np.ndarray, rng: np.random.Generator) -> Iterator[
     while True:
         for samples in rounds:
             yield next(samples)
+
+
+def _drawn(task_of_sample: np.ndarray, rng: np.random.Generator, power: float) -> Iterator[int]:
+    """Samples without end, the task of each drawn by its size."""
+    tasks, sizes = np.unique(task_of_sample, return_counts=True)
+    rounds = [_rounds(np.flatnonzero(task_of_sample == task), rng) for task in tasks]
+    shares = sizes.astype(np.float64) ** power
+    while True:
+        yield next(rounds[rng.choice(len(tasks), p=shares / shares.sum())])
 
 
 def _rounds(samples: np.ndarray, rng: np.random.Generator) -> Iterator[int]:

@@ -23,6 +23,7 @@ from softcpt.core.seeds import seed_for_torch
 from softcpt.data.record import Record, Suite, Task
 from softcpt.engine.config import EncoderConfig, Settings, resolve, values_of
 from softcpt.engine.signed import read_signed, write_signed
+from softcpt.engine.support import allocate
 from softcpt.methods.base import Classifier, Problem, SeparateClassifiers, Streams, TaskNames
 
 WEIGHTS = "adapter.safetensors"
@@ -191,6 +192,8 @@ def restore_classifier(adapter: Adapter, backbone: Backbone) -> Classifier:
         )
     problem = problem_of(adapter.tasks, backbone, adapter.settings.encoder)
     classifier = build_classifier(problem, adapter.settings)
+    index = {task.name: t for t, task in enumerate(adapter.tasks)}
+    allocate(classifier, [index[entry["task"]] for entry in adapter.facts["samples"]["train"]])
     wanted = {name: tuple(tensor.shape) for name, tensor in classifier.learned().items()}
     given = {name: tuple(tensor.shape) for name, tensor in adapter.tensors.items()}
     faults = [
@@ -200,6 +203,12 @@ def restore_classifier(adapter: Adapter, backbone: Backbone) -> Classifier:
     ]
     if faults:
         raise AdapterError(faults, about="the adapter's tensors")
+    again, before = classifier.regenerated(), adapter.facts.get("regenerated", {})
+    differs = [name for name in before if again.get(name) != before[name]]
+    if differs:
+        what = "the random start made again from the seed is not the one this adapter was trained from"
+        faults = [Fault(name, what, "load it with the NumPy it was trained with") for name in differs]
+        raise AdapterError(faults, about="the adapter's seed")
     classifier.load_state_dict(adapter.tensors, strict=False)
     classifier.eval()
     return classifier

@@ -25,6 +25,7 @@ from softcpt.engine.config import Settings
 from softcpt.engine.features import autocast, encode_pixels, image_shape
 from softcpt.engine.loop import n_steps
 from softcpt.engine.prepare import Plan, Prepared, prepare_run
+from softcpt.engine.support import allocate
 from softcpt.engine.train import Part, parts_of
 
 BYTES_PER_ACTIVATION = 20 * 4
@@ -164,14 +165,18 @@ def measure(prepared: Prepared) -> Cost:
     parts = parts_of(classifier, samples.train, samples.val, settings)
     train_s = steps = views = 0.0
     for part in parts:
-        train = settings.training()
         if not part.epochs:
             continue
+        train = part.training
         spec = replace(train.optim(settings.run.shots), epochs=part.epochs)
         n = n_steps(spec, len(part.pool.records), train.batch_size)
         n_views = len(part.pool.records) * max(1, min(train.views, part.epochs))
         train_s += n * _seconds_per_step(part, backbone, settings) + n_views * image_s
         steps, views = steps + n, views + n_views
+    if settings.method.fits and not parts:  # what fitting takes beside encoding is not measured
+        views += len(samples.train) * max(1, getattr(settings.own, "views", 1))
+        train_s += (views + len(samples.val)) * image_s
+    allocate(classifier, [record.task for record in samples.train])
     text = backbone.text
     layers = sum(isinstance(module, torch.nn.MultiheadAttention) for module in text.transformer.modules())
     n_names = max(len(part.classifier.problem.class_names) for part in parts) if parts else suite.n_classes
@@ -263,7 +268,7 @@ def _task_report(suite: Suite, index: int, plan: Plan, settings: Settings) -> Ta
     own = settings.own.model_dump()
     name_first, around = own.get("position", "end"), own.get("context_length", 0)
     words = task_text(task.name, task.description, own.get("task_text", "description"))
-    has_task_prompt = "task_text" in own
+    has_task_prompt = own.get("task_text") in ("description", "name")
     return TaskReport(
         name=task.name,
         metric=task.metric,

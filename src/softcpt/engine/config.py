@@ -97,6 +97,11 @@ class TrainConfig(_Settings):
         "last", description="epoch whose parameters are kept; best: on val, as with epochs=auto"
     )
     lr: float = Field(0.002, gt=0, description="learning rate at the cosine's start")
+    lr_factor: Annotated[float, Field(gt=0)] | Literal["task-norms", "top-eigenvalue"] = Field(
+        1.0,
+        description="of the rates; or SoftCPT's at its start: task-norms (mean |z|^2), top-eigenvalue",
+    )
+    joint_steps: bool = Field(False, description="separate trainings take as many steps as a joint one would")
     batch_size: int = Field(32, ge=1, description="images a batch, of all tasks")
     momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
     weight_decay: float = Field(5e-4, ge=0, description="on everything learned")
@@ -108,6 +113,13 @@ class TrainConfig(_Settings):
     balance: Literal["none", "tasks"] = Field(
         "none", description="none: one shuffled pool; tasks: every batch holds all tasks alike"
     )
+    task_power: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="draws each image's task by its number of images to this power; none: one shuffled pool",
+    )
     loss_weights: Annotated[
         Literal["none", "tasks", "log-classes"] | dict[str, Annotated[float, Field(gt=0)]],
         BeforeValidator(_weights),
@@ -118,15 +130,21 @@ class TrainConfig(_Settings):
     views: int = Field(16, ge=0, description="random views of an image; 0: the centre only")
 
     def optim(self, shots: int | None) -> OptimSpec:
-        """What the optimiser is told."""
+        """What the optimiser is told.
+
+        Raises:
+            TypeError: the factor of the rate is still a name.
+        """
+        if isinstance(self.lr_factor, str):
+            raise TypeError(f"lr_factor={self.lr_factor} needs the tasks; see engine/rates.py")
         return OptimSpec(
-            lr=self.lr,
+            lr=self.lr * self.lr_factor,
             epochs=self.n_epochs(shots),
             momentum=self.momentum,
             weight_decay=self.weight_decay,
             warmup="constant" if self.warmup_epochs else "none",
             warmup_steps=self.warmup_epochs,
-            warmup_lr=self.warmup_lr,
+            warmup_lr=self.warmup_lr * self.lr_factor,
             repeated_steps=self.repeated_steps,
         )
 
@@ -388,20 +406,30 @@ def _idle_faults(settings: Settings, from_recipe: Mapping[str, Any]) -> list[Fau
         why = f"{method.key} trains each task on its own"
         fix = f"leave it out, or use {method.key}-joint" if _has_joint(method) else "leave it out"
         idle = [key for key in ("balance", "loss_weights") if getattr(train, key) != "none"]
+        idle += ["task_power"] if train.task_power is not None else []
+        idle += ["weighting"] if getattr(own, "weighting", "none") != "none" else []
         faults += [Fault(key, f"{why}, so it would have no effect", fix) for key in idle]
+    if train is not None and train.joint_steps and not method.separate:
+        why = f"{method.key} trains all tasks in one run, so it would have no effect"
+        faults.append(Fault("joint_steps", why, "leave it out"))
+    if train is not None and train.balance == "tasks" and train.task_power is not None:
+        faults.append(
+            Fault("task_power", "with balance=tasks it would have no effect", "leave one of them out")
+        )
     pairs: list[tuple[BaseModel, str, tuple[str, ...]]] = []
     if train is not None:
         pairs.append((train, "warmup_epochs", ("warmup_lr",)))
     values = own.model_dump()
     if not values.get("init_words"):
-        pairs.append((own, "task_context_length", ("task_position",)))
+        pairs.append((own, "task_context_length", ("task_position", "freeze_task_context")))
     if not values.get("class_init_words"):
         pairs.append((own, "class_context_length", ("class_position", "freeze_class_context")))
     pairs.append((own, "class_sampling", ("class_sampling_offset",)))
     encoder = settings.encoder
     if encoder.text_memory_gb != EncoderConfig().text_memory_gb:
         if not method.trains:
-            why = f"{method.key} trains nothing, so it would have no effect"
+            did = "learns nothing through the text encoder" if method.fits else "trains nothing"
+            why = f"{method.key} {did}, so it would have no effect"
             faults.append(Fault("text_memory_gb", why, "leave it out"))
         elif encoder.text_encoder == "plain":
             why = "with text_encoder=plain it would have no effect"
@@ -411,9 +439,21 @@ def _idle_faults(settings: Settings, from_recipe: Mapping[str, Any]) -> list[Fau
         if switch not in fields or getattr(model, switch) != 0:
             continue
         for key in keys:
-            if getattr(model, key) not in (fields[key].default, from_recipe.get(key)):
+            if key in fields and getattr(model, key) not in (fields[key].default, from_recipe.get(key)):
                 faults.append(Fault(key, f"with {switch}=0 it would have no effect", "leave one of them out"))
     return faults
+
+
+UNPUBLISHED = (
+    "text_pull",
+    "logit_pull",
+    "weighting",
+    "init_scale",
+    "freeze_task_context",
+    "mean_context",
+    "head",
+)
+"""Options of prompt methods that its recipe refuses."""
 
 
 def _unpublished_faults(settings: Settings) -> list[Fault]:
@@ -426,6 +466,12 @@ def _unpublished_faults(settings: Settings) -> list[Fault]:
         if getattr(settings.train, key) != "none"
     ]
     values = settings.own.model_dump()
+    fields = type(settings.own).model_fields
+    faults += [
+        Fault(key, "the published code has nothing of the kind", "leave it out, or use recipe paper")
+        for key in UNPUBLISHED
+        if key in values and values[key] != fields[key].default
+    ]
     specific = settings.run.method.endswith(("ts", "-cs-joint"))
     per_class = settings.run.method.startswith("softcpt-cs")
     for key, is_specific in (("init_words", specific), ("class_init_words", per_class)):
@@ -440,16 +486,19 @@ def _recipe_faults(recipe: str, method: Method, merged: Mapping[str, Any]) -> li
     if recipe not in known:
         return [Fault("recipe", f"there is no recipe {recipe!r}", nearest(recipe, known))]
     if recipe == "published" and method.published_steps is None:
-        if not method.trains:
+        if not method.uses_images:
             why = f"{method.key} trains nothing, so there are no published steps to repeat"
+        elif not method.trains:
+            why = f"{method.key} takes none of the published code's training steps"
         elif _has_joint(method):
             why = f"the published code trains all tasks in one run; {method.key} trains each on its own"
         else:
             why = f"the published code of SoftCPT, which the recipe follows, has no {method.label}"
         joint = f"use {method.key}-joint, or recipe paper" if _has_joint(method) else "use recipe paper"
         return [Fault("recipe", why, joint)]
-    if recipe == "published" and merged.get("meta") == "lowrank":
-        return [Fault("recipe", "the published code has no low-rank meta network", "use recipe paper")]
+    if recipe == "published" and merged.get("meta") in ("lowrank", "mlp"):
+        what = f"the published code has no meta network {merged['meta']}"
+        return [Fault("recipe", what, "use recipe paper")]
     return []
 
 
@@ -458,7 +507,10 @@ def _has_joint(method: Method) -> bool:
 
 
 def _key_fault(key: str, method: Method) -> Fault:
-    if not method.trains and key in TrainConfig.model_fields:
+    if method.uses_images and not method.trains and key in TrainConfig.model_fields:
+        why = f"{method.key} is fitted in a way of its own, so it would have no effect"
+        return Fault(key, why, "leave it out")
+    if not method.uses_images and key in TrainConfig.model_fields:
         return Fault(key, f"{method.key} trains nothing, so it would have no effect", "leave it out")
     others = [m.key for m in list_methods() if key in m.config.model_fields]
     if others:

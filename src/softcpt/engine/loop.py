@@ -138,14 +138,14 @@ def fit(
     sampling = torch.Generator().manual_seed(seed_for_torch("class sampling", seed, part))
     order = stream("order", seed, part)
     chooser = BestOnVal(validate) if settings.keeps_best and validate is not None else None
-    balanced = settings.balance == "tasks"
+    balanced, power = settings.balance == "tasks", settings.task_power
     total = n_steps(spec, len(pool.records), settings.batch_size)
     steps = StepReader(part, total, device, on_step, on_progress)
     for epoch in range(spec.epochs):
         rate = learning_rate(spec, epoch)
         set_learning_rate(optimizer, rate)
         # Everything an epoch's steps need goes to the device here: a step itself only points into it.
-        batches = epoch_batches(pool.tasks, settings.batch_size, order, balanced)
+        batches = epoch_batches(pool.tasks, settings.batch_size, order, balanced, power)
         sizes = [len(batch) for batch in batches]
         rows = torch.from_numpy(np.concatenate(batches)).to(device)
         parts = zip(

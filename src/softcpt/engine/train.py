@@ -20,12 +20,13 @@ from softcpt.core.progress import OnProgress
 from softcpt.data.record import Record, Suite
 from softcpt.engine.adapter import ALL_TASKS, FACTS, listed, write_adapter
 from softcpt.engine.cache_place import CacheChoice, open_cache
-from softcpt.engine.config import Settings
+from softcpt.engine.config import Settings, TrainConfig
 from softcpt.engine.feature_cache import FeatureCache
 from softcpt.engine.features import ImageFeatures
 from softcpt.engine.loop import Pool, fit
 from softcpt.engine.metrics import task_score
 from softcpt.engine.prepare import Prepared, prepare_run
+from softcpt.engine.rates import effective_rates, joint_length, with_numbers
 from softcpt.engine.runs import (
     CONFIG,
     RESULT,
@@ -38,7 +39,8 @@ from softcpt.engine.runs import (
     write_config,
 )
 from softcpt.engine.signed import write_signed
-from softcpt.methods.base import Classifier, Stage
+from softcpt.engine.support import fit_to_support
+from softcpt.methods.base import Classifier, Stage, n_parameters
 
 logger = logging.getLogger("softcpt")
 
@@ -113,7 +115,10 @@ def _run(
         logger.info("note: %s", note)
     kind = settings.method.image_features
     features = ImageFeatures(backbone, settings.encoder.precision, cache, kind)
-    norms = task_feature_norms(classifier)
+    norms, steps_at_start = task_feature_norms(classifier), _effective(classifier, settings)
+    if steps_at_start:
+        shown = ", ".join(f"{name} {step:.3g}" for name, step in steps_at_start.items())
+        logger.info("effective rate on each task's context: %s", shown)
     epochs: dict[str, dict[str, int]] = {}
     with MetricsFile(folder) as metrics:
         for part in parts_of(classifier, samples.train, samples.val, settings):
@@ -124,7 +129,7 @@ def _run(
                 part.classifier,
                 part.pool,
                 features,
-                settings.training(),
+                part.training,
                 shots=settings.run.shots,
                 seed=settings.run.seed,
                 part=part.name,
@@ -134,6 +139,7 @@ def _run(
                 on_progress=on_progress,
             )
             epochs[part.name] = asdict(trained)
+    tuned = fit_to_support(classifier, samples, features, seed=settings.run.seed, on_progress=on_progress)
     release_memory(backbone.text)
     val = val_score(classifier, suite, samples.val, features)
     measured = measured_facts(classifier, samples.val, features)
@@ -147,6 +153,7 @@ def _run(
         samples=stored,
         extra={
             "versions": versions(),
+            "regenerated": classifier.regenerated(),
             "task_feature_norms": {"start": norms, "end": task_feature_norms(classifier)},
         },
     )
@@ -163,12 +170,16 @@ def _run(
     result = {
         "method": settings.method.key,
         "suite": suite.name,
-        "shots": settings.run.shots if settings.method.trains else 0,
+        "shots": settings.run.shots if settings.method.uses_images else 0,
         "seed": settings.run.seed,
         "epochs": epochs,
         "val_score": val,
         **({"regions": backbone.n_regions} if kind == "tokens" else {}),
         **({"measured": measured} if measured else {}),
+        "tuned": tuned,
+        "effective_rates": {"start": steps_at_start, "end": _effective(classifier, settings)},
+        "report": classifier.report(),
+        "n_parameters": n_parameters(classifier),
         "n_learned": sum(tensor.numel() for tensor in classifier.learned().values()),
         "n_train": len(samples.train),
         "n_val": len(samples.val),
@@ -190,6 +201,7 @@ class Part:
     classifier: Classifier
     pool: Pool
     val: Sequence[Record]
+    training: TrainConfig
     epochs: int
     begin: Callable[[], None]
     alone: bool = False
@@ -201,12 +213,19 @@ def parts_of(
     """The trainings that make up a run."""
     if not settings.method.trains:
         return []
-    n_epochs = settings.training().n_epochs(settings.run.shots)
-    return [_part(classifier, stage, train, val, n_epochs) for stage in classifier.stages()]
+    training = with_numbers(settings, classifier.problem)
+    return [
+        _part(classifier, stage, train, val, training, settings.run.shots) for stage in classifier.stages()
+    ]
 
 
 def _part(
-    whole: Classifier, stage: Stage, train: Sequence[Record], val: Sequence[Record], n_epochs: int
+    whole: Classifier,
+    stage: Stage,
+    train: Sequence[Record],
+    val: Sequence[Record],
+    training: TrainConfig,
+    shots: int | None,
 ) -> Part:
     name = ALL_TASKS if stage.task is None else whole.problem.tasks[stage.task].name
     alone = stage.task is not None
@@ -215,12 +234,15 @@ def _part(
         pool = Pool(own, torch.tensor([record.label for record in own]), [0] * len(own))
     else:
         pool = _pool(stage.classifier, own)
+    if alone and training.joint_steps:
+        training = joint_length(training, shots, len(train), len(own))
     return Part(
         name=name + stage.note,
         classifier=stage.classifier,
         pool=pool,
         val=[record for record in val if not alone or record.task == stage.task],
-        epochs=stage.epochs(n_epochs),
+        training=training,
+        epochs=stage.epochs(training.n_epochs(shots)),
         begin=stage.begin,
         alone=alone,
     )
@@ -293,6 +315,14 @@ def measured_facts(
             name = ALL_TASKS if stage.task is None else classifier.problem.tasks[stage.task].name
             facts[name] = {key: round(value, 6) for key, value in of_stage.items()}
     return facts
+
+
+def _effective(classifier: Classifier, settings: Settings) -> dict[str, float]:
+    """Effective rate on each task's context, where the method trains and has a formula."""
+    if not settings.method.trains:
+        return {}
+    rate = with_numbers(settings, classifier.problem).optim(settings.run.shots).lr
+    return effective_rates(classifier, rate)
 
 
 def task_feature_norms(classifier: Classifier) -> dict[str, float]:

@@ -1,9 +1,12 @@
 """What a method is: values to set, one function that builds its classifier, and what the loop must know.
 
-    Problem      names of tasks and classes, and the frozen text side
-    Method       the entry of the registry
-    Classifier   what a method makes of a problem; the loop trains it, the evaluation asks it for scores
-    Stage        one training of it; most need only one
+    Problem            names of tasks and classes, and the frozen text side
+    Method             the entry of the registry
+    Classifier         what a method makes of a problem; the loop trains it, the evaluation asks it for scores
+    FittedClassifier   one that is fitted to image features that are there already: instead of the loop
+                       (``Method.fits``), or after it (``trains`` and ``fits``: prompts first, then a head)
+    Support            those features, of one task
+    Stage              one training of a classifier; most need only one
 
 Letters (STYLE): B images, T tasks, K classes of the suite, C classes of a task, D embedding, W text width.
 """
@@ -22,11 +25,14 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from softcpt.clip.text_shared import SAVED_GB
-from softcpt.methods.loss import cosine_logits, multitask_cross_entropy
+from softcpt.core.errors import ConfigError, Fault
+from softcpt.methods.conflicts import gram_of
+from softcpt.methods.loss import Encoded, cosine_logits, multitask_cross_entropy
 
 if TYPE_CHECKING:
     from softcpt.clip.text import TextTower
     from softcpt.clip.tokens import Tokenizer
+    from softcpt.methods.objective import Objective
 
 Scorer = Callable[[Tensor, int], Tensor]
 """Image features [B, D] and a task's index -> logits [B, C] over that task's classes.
@@ -41,6 +47,10 @@ TextPath = Literal["fast", "plain"]
 
 ImageKind = Literal["pooled", "tokens"]
 """What a method sees of an image: its feature [D], or [1 + r, D] with those of r regions behind it."""
+
+
+Tuned = dict[str, dict[str, Any]]
+"""Name of a task -> what was chosen for it (``alpha``), on what evidence (``val_accuracy``); JSON values."""
 
 
 class MethodConfig(BaseModel):
@@ -221,6 +231,26 @@ class Classifier(nn.Module, ABC):
         """What a run should record of the trained classifier, measured on some images of its tasks."""
         return {}
 
+    def report(self) -> dict[str, Any]:
+        """What the result of a training should say of it; JSON values."""
+        return {}
+
+    def regenerated(self) -> dict[str, str]:
+        """Digests of what is not stored but made again from the seed; a loader compares them."""
+        return {}
+
+    def for_tasks(self, problem: Problem) -> Classifier:
+        """The same knowledge on other tasks, by their names alone.
+
+        Raises:
+            ConfigError: nothing that was learned applies to tasks it was not trained on.
+        """
+        why = f"{type(self).__name__} learned for its own tasks alone"
+        fix = "use a method whose contexts come from names"
+        raise ConfigError(
+            Fault("method", f"{why}: it has nothing for an unseen task", fix), about="new tasks"
+        )
+
     def learned(self) -> dict[str, Tensor]:
         """Everything an adapter needs, by name: what was learned, and random starts kept frozen."""
         return {name: tensor.detach() for name, tensor in self.state_dict().items() if tensor.numel()}
@@ -230,6 +260,10 @@ class PromptClassifier(Classifier):
     """A classifier whose weights are the text features of prompts: CLIP's cosine logits."""
 
     _known: tuple[object, Tensor] | None = None
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem)
+        self.objective: Objective | None = None  # None: the cross-entropy alone
 
     @abstractmethod
     def class_features(self, selected: Int[Tensor, " k"] | None = None) -> Float[Tensor, "k D"]:
@@ -248,37 +282,56 @@ class PromptClassifier(Classifier):
         weights: Float[Tensor, " B"] | None = None,
     ) -> Float[Tensor, ""]:
         """Cross-entropy inside each image's own task."""
-        selected = self.problem.columns_in_play(columns)
-        if selected is None:
-            return multitask_cross_entropy(
-                self.logits(features), columns, self.problem.task_of_class, weights=weights
-            )
-        return self.loss_among(selected, features, columns, weights)
+        every = self.objective is not None and self.objective.wants_all_classes
+        selected = None if every else self.problem.columns_in_play(columns)
+        return self.loss_among(selected, features, columns, weights, rng)
 
     def loss_among(
         self,
-        selected: Int[Tensor, " k"],
+        selected: Int[Tensor, " k"] | None,
         features: Float[Tensor, "B *r D"],
         columns: Int[Tensor, " B"],
         weights: Float[Tensor, " B"] | None,
+        rng: torch.Generator,
     ) -> Float[Tensor, ""]:
-        """The cross-entropy with only some columns encoded, in ascending order."""
-        return multitask_cross_entropy(
-            self.logits_among(selected, features),
-            torch.searchsorted(selected, columns),
-            self.problem.task_of_class[selected],
-            weights=weights,
-        )
+        """The loss with all columns encoded, or only some, in ascending order."""
+        of_class = self.problem.task_of_class
+        if selected is not None:
+            columns, of_class = torch.searchsorted(selected, columns), of_class[selected]
+        if self.objective is not None:
+            made = self.trained_features(selected)
+            batch = Encoded(features, columns, made, selected, weights, rng)
+            loss: Tensor = self.objective(self, batch)
+            return loss
+        logits = self.logits(features) if selected is None else self.logits_among(selected, features)
+        return multitask_cross_entropy(logits, columns, of_class, weights=weights)
+
+    def trained_features(self, selected: Int[Tensor, " k"] | None = None) -> Float[Tensor, "k D"]:
+        """Class features as training sees them."""
+        return self.class_features(selected)
+
+    def task_gram(self, losses: Float[Tensor, " p"], tasks: Int[Tensor, " p"]) -> Float[Tensor, "p p"]:
+        """Inner products of the gradients of some tasks' losses on everything learned."""
+        return gram_of(losses, [p for p in self.parameters() if p.requires_grad])
+
+    def step_factors(self) -> Float[Tensor, " T"] | None:
+        """What the rate is multiplied with on each task's own context; None where it has no formula."""
+        return None
+
+    def report(self) -> dict[str, Any]:
+        """Of the objective, where there is one."""
+        found = {} if self.objective is None else self.objective.report()
+        return {"task_gradients": found} if found else {}
 
     def logits_among(
         self, selected: Int[Tensor, " k"], features: Float[Tensor, "B D"]
     ) -> Float[Tensor, "B k"]:
         """Scaled cosines to the selected columns."""
-        return cosine_logits(features, self.class_features(selected), self.problem.logit_scale)
+        return cosine_logits(features, self.trained_features(selected), self.problem.logit_scale)
 
     def scorer(self) -> Scorer:
         """Cosine logits over one task's classes."""
-        weights = self._known_features()
+        weights = self.known_features()
         problem = self.problem
 
         def score(features: Tensor, task: int) -> Tensor:
@@ -286,20 +339,93 @@ class PromptClassifier(Classifier):
 
         return score
 
-    def _features_to_know(self) -> Tensor:
+    def known_features(self) -> Tensor:
+        """Text features of all K classes [K, D], computed again only after something was learned."""
+        return self._known_texts()
+
+    def _texts(self) -> Tensor:
         """What the scorer needs of the text side."""
         return self.class_features()
 
-    def _known_features(self) -> Tensor:
-        """Features of all classes, computed again only after something was learned."""
+    def _known_texts(self) -> Tensor:
         text = self.problem.text
         tensors = [*self.parameters(), *self.buffers(), *text.parameters(), *text.buffers()]
         versions = [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
         state = (torch.is_autocast_enabled(text.device.type), versions)
         if self._known is None or self._known[0] != state:
             with torch.no_grad():
-                self._known = (state, self._features_to_know().to(self.problem.dtype))
+                self._known = (state, self._texts().to(self.problem.dtype))
         return self._known[1]
+
+
+class Support(ABC):
+    """What a fitted classifier may see of one task: features of its drawn images, none of them normalised.
+
+    They are made when they are asked for: a method pays only for what it reads. The order of the images is
+    that of the run's samples, the same for all methods.
+    """
+
+    @property
+    @abstractmethod
+    def labels(self) -> Int[Tensor, " n"]:
+        """Class of each training image in its task."""
+
+    @property
+    @abstractmethod
+    def centres(self) -> Float[Tensor, "n D"]:
+        """The whole training images."""
+
+    @property
+    @abstractmethod
+    def mirrors(self) -> Float[Tensor, "n D"]:
+        """Their mirror images."""
+
+    @abstractmethod
+    def views(self, count: int) -> Float[Tensor, "n V D"]:
+        """The first ``count`` random views, the same ones for every method, shot count and seed.
+
+        With a count of 0 the centre is the only view.
+        """
+
+    @property
+    @abstractmethod
+    def val_labels(self) -> Int[Tensor, " m"]:
+        """Class of each val image: min(shots, 4) a class, none where the suite has no val part."""
+
+    @property
+    @abstractmethod
+    def val(self) -> Float[Tensor, "m D"]:
+        """The whole val images; nothing else may choose a setting."""
+
+
+class FittedClassifier(Classifier):
+    """A classifier that is fitted to features, with tensors whose sizes depend on the training images.
+
+    It scores like any other once it was fitted, or once :meth:`allocate` made room and an adapter filled it.
+    """
+
+    @abstractmethod
+    def allocate(self, n_images: Sequence[int]) -> None:
+        """Make room for everything :meth:`learned` will hold.
+
+        Tells a loader which tensors to expect, so that it need not trust a file for their shapes.
+
+        Args:
+            n_images: training images of each task.
+        """
+
+    @abstractmethod
+    def fit(self, support: Sequence[Support], streams: Streams) -> None:
+        """Learn from the support of each task, and choose on its val images.
+
+        Args:
+            support: one per task, in the problem's order.
+            streams: whatever is drawn; name them by task, so that another task changes nothing.
+        """
+
+    @abstractmethod
+    def tuned(self) -> Tuned:
+        """What the last :meth:`fit` chose; for the record, not needed to score."""
 
 
 class SeparateClassifiers(Classifier):
@@ -326,6 +452,21 @@ class SeparateClassifiers(Classifier):
         return lambda features, task: scorers[task](features, 0)
 
 
+def fitted_parts(classifier: Classifier) -> list[tuple[FittedClassifier, list[int]]]:
+    """Everything in a classifier that is to be fitted, each with the tasks it knows."""
+    if isinstance(classifier, FittedClassifier):
+        return [(classifier, list(range(len(classifier.problem.tasks))))]
+    if isinstance(classifier, SeparateClassifiers):
+        parts = [(classifier.part(t), [t]) for t in range(len(classifier.tasks))]
+        return [(part, tasks) for part, tasks in parts if isinstance(part, FittedClassifier)]
+    return []
+
+
+def n_parameters(classifier: Classifier) -> int:
+    """How many numbers were learned; features that are merely kept do not count."""
+    return sum(p.numel() for p in classifier.parameters())
+
+
 @dataclass(frozen=True)
 class Method:
     """An entry of the registry.
@@ -336,7 +477,8 @@ class Method:
         summary: one line for people.
         config: its own options.
         build: makes the classifier; random starts come from named streams.
-        trains: False for methods without anything to learn.
+        trains: whether the loop trains its classifier.
+        fits: whether its classifier is a :class:`FittedClassifier`, fitted after the loop or without one.
         separate: one independent training per task instead of one over all.
         published_steps: optimizer steps a batch, and scheduler steps an epoch, of the published code
             (its ``K``); None where no code of this kind was published.
@@ -356,3 +498,9 @@ class Method:
     image_features: ImageKind = "pooled"
     texts_per_image: bool = False
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    fits: bool = False
+
+    @property
+    def uses_images(self) -> bool:
+        """Whether it needs training images at all."""
+        return self.trains or self.fits

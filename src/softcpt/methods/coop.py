@@ -16,13 +16,23 @@ from __future__ import annotations
 from enum import Enum
 from typing import Annotated
 
+import torch
 from jaxtyping import Float, Int
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor, nn
 
 from softcpt.clip.tokens import Position
-from softcpt.methods.base import Method, MethodConfig, Problem, PromptClassifier, Streams
-from softcpt.methods.prompts import class_prompts, context_size, encode_prompts, start_context
+from softcpt.methods.base import Classifier, Method, MethodConfig, Problem, PromptClassifier, Streams
+from softcpt.methods.fixed import FixedPrompts
+from softcpt.methods.objective import build_objective
+from softcpt.methods.prompt_heads import with_head
+from softcpt.methods.prompts import (
+    PromptConfig,
+    class_prompts,
+    context_size,
+    encode_prompts,
+    start_context,
+)
 
 
 class Sharing(Enum):
@@ -33,17 +43,17 @@ class Sharing(Enum):
     CLASS = "nobody"
 
 
-class CoOpConfig(MethodConfig):
-    """Options of CoOp."""
+class ContextConfig(MethodConfig):
+    """What a context is: its length, its place, what it starts from."""
 
     context_length: int = Field(16, ge=1, description="context tokens of a class prompt")
-    position: Position = Field("end", description="where the name stands")
+    position: Position = Field("end", description="where the name stands in a class prompt")
     init_words: str | None = Field(
         None, description="words the context starts from; its length is then theirs"
     )
 
 
-class WordsConfig(CoOpConfig):
+class WordsConfig(ContextConfig):
     """Options of methods that start from the words which CLIP's own prompts begin with."""
 
     context_length: int = Field(4, ge=1, description="context tokens, where no words are given")
@@ -52,10 +62,20 @@ class WordsConfig(CoOpConfig):
     )
 
 
+class CoOpConfig(ContextConfig, PromptConfig):
+    """Options of CoOp."""
+
+    @model_validator(mode="after")
+    def _scale_has_an_effect(self) -> CoOpConfig:
+        if self.init_words is not None and self.init_scale != 1:
+            raise ValueError("init_scale has no effect on words; leave it or init_words out")
+        return self
+
+
 class CoOp(PromptClassifier):
     """Class prompts with a directly learned context."""
 
-    def __init__(self, problem: Problem, config: CoOpConfig, sharing: Sharing, streams: Streams) -> None:
+    def __init__(self, problem: Problem, config: ContextConfig, sharing: Sharing, streams: Streams) -> None:
         super().__init__(problem)
         n_context = context_size(
             problem,
@@ -79,8 +99,12 @@ class CoOp(PromptClassifier):
                 copies=copies[sharing],
                 streams=streams,
                 purpose="context",
+                scale=config.init_scale if isinstance(config, PromptConfig) else 1.0,
             )
         )
+        self.position = config.position
+        if isinstance(config, PromptConfig):
+            self.objective = build_objective(problem, config)
         self.prompts = class_prompts(problem, n_context, config.position)
 
     def class_features(self, selected: Int[Tensor, " k"] | None = None) -> Float[Tensor, "k D"]:
@@ -92,6 +116,17 @@ class CoOp(PromptClassifier):
             owner = of_class if selected is None else of_class[selected]
             return encode_prompts(self.problem, self.prompts, self.context, owner, selected)
         return encode_prompts(self.problem, self.prompts, self.context[None], None, selected)
+
+    def step_factors(self) -> Float[Tensor, " T"]:
+        """1: the rate itself is what moves a context."""
+        return torch.ones(len(self.problem.tasks))
+
+    def for_tasks(self, problem: Problem) -> Classifier:
+        """CoOp-MT takes its one context to new tasks; a context of a task or class belongs to it alone."""
+        if self.sharing is not Sharing.ALL:
+            return super().for_tasks(problem)
+        contexts = self.context.detach().expand(len(problem.tasks), -1, -1)
+        return FixedPrompts(problem, contexts, self.position)
 
 
 def _method(
@@ -105,7 +140,7 @@ def _method(
         label=label,
         summary=summary,
         config=CoOpConfig,
-        build=build,
+        build=with_head(build),
         separate=separate,
         published_steps=1 if published else None,
     )

@@ -2,10 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A batch, and the classes that were encoded for it.
+
+    Attributes:
+        features: of the images, not normalised.
+        columns: their labels, as places among the encoded classes.
+        class_features: of the encoded classes, not normalised.
+        selected: the columns these are, or None for all.
+        weights: factor of each image's term, or None.
+        rng: stream of this training.
+    """
+
+    features: Float[Tensor, "B D"]
+    columns: Int[Tensor, " B"]
+    class_features: Float[Tensor, "k D"]
+    selected: Int[Tensor, " k"] | None
+    weights: Float[Tensor, " B"] | None
+    rng: torch.Generator
 
 
 def cosine_logits(
@@ -20,6 +43,12 @@ def cosine_logits(
     with torch.autocast(features.device.type, enabled=False):
         logits: Tensor = logit_scale * images @ classes.T
         return logits
+
+
+def unit(features: Tensor) -> Tensor:
+    """Rows of norm 1; norms without epsilon, as in :func:`cosine_logits`."""
+    rows: Tensor = features / features.norm(dim=-1, keepdim=True)
+    return rows
 
 
 def multitask_cross_entropy(
@@ -40,8 +69,15 @@ def multitask_cross_entropy(
         task_of_class: the task of each column.
         weights: factor of each image's term.
     """
-    foreign = task_of_class[None, :] != task_of_class[columns][:, None]
-    terms = F.cross_entropy(logits.masked_fill(foreign, -torch.inf), columns, reduction="none")
+    terms = cross_entropy_terms(logits, columns, task_of_class)
     if weights is not None:
         terms = terms * weights
     return terms.mean()
+
+
+def cross_entropy_terms(
+    logits: Float[Tensor, "B K"], columns: Int[Tensor, " B"], task_of_class: Int[Tensor, " K"]
+) -> Float[Tensor, " B"]:
+    """Each image's cross-entropy over the classes of its own task."""
+    foreign = task_of_class[None, :] != task_of_class[columns][:, None]
+    return F.cross_entropy(logits.masked_fill(foreign, -torch.inf), columns, reduction="none")

@@ -29,11 +29,11 @@ from pydantic import Field
 from torch import Tensor
 
 from softcpt.clip.tokens import Position
-from softcpt.methods.base import Method, Problem, SeparateClassifiers, Stage, Streams
-from softcpt.methods.coop import CoOp, CoOpConfig, Sharing
+from softcpt.methods.base import Classifier, Method, Problem, SeparateClassifiers, Stage, Streams
+from softcpt.methods.coop import ContextConfig, CoOp, Sharing
 
 
-class MVLPTConfig(CoOpConfig):
+class MVLPTConfig(ContextConfig):
     """Options of MVLPT."""
 
     position: Position = Field("middle", description="where the name stands")
@@ -90,6 +90,10 @@ class MVLPT(SeparateClassifiers):
             yield Stage(source, note=note, epochs=self._epochs_shared)
         for t in range(len(self.tasks)):
             yield Stage(self.part(t), task=t, epochs=self._epochs_own, begin=partial(self._start, t))
+
+    def for_tasks(self, problem: Problem) -> Classifier:
+        """New tasks take the shared prompt, as it was before it was adapted."""
+        return self.shared.for_tasks(problem)
 
     def _epochs_shared(self, n: int) -> int:
         return round(self._share * n)

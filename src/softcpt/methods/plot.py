@@ -113,12 +113,16 @@ class PLOT(PromptClassifier):
             most_iterations=self.config.iterations,
         )
 
-    def _features_to_know(self) -> Tensor:
+    def known_features(self) -> Float[Tensor, "K D"]:
+        """The mean of each class's prompts."""
+        return self._known_texts().mean(1)
+
+    def _texts(self) -> Tensor:
         return self.prompt_features()
 
     def scorer(self) -> Scorer:
         """Transport scores over one task's classes."""
-        texts = self._known_features()
+        texts = self._known_texts()
         problem = self.problem
 
         def score(features: Tensor, task: int) -> Tensor:
@@ -133,7 +137,7 @@ class PLOT(PromptClassifier):
     @torch.no_grad()
     def facts(self, features: Float[Tensor, "B t D"]) -> dict[str, float]:
         """How evenly plans spread: their entropy as a share of the even plan's, 1 for no choice at all."""
-        texts = self._known_features()
+        texts = self._known_texts()
         entropies = []
         for image in torch.split(features, 1):
             plan = self.plan(self.similarity(image.to(texts), texts))

@@ -29,7 +29,7 @@ from torch import Tensor
 from softcpt.core.errors import ConfigError, Fault
 from softcpt.core.names import prompt_words
 from softcpt.methods.base import Method, MethodConfig, Problem, Streams
-from softcpt.methods.coop import CoOp, CoOpConfig, Sharing
+from softcpt.methods.coop import ContextConfig, CoOp, Sharing
 from softcpt.methods.loss import cosine_logits, multitask_cross_entropy
 from softcpt.methods.written import reference_features
 
@@ -48,7 +48,7 @@ class ProGrad(CoOp):
     """CoOp with a context per task and an aligned gradient."""
 
     def __init__(self, problem: Problem, config: ProGradConfig, streams: Streams) -> None:
-        super().__init__(problem, CoOpConfig(context_length=config.context_length), Sharing.TASK, streams)
+        super().__init__(problem, ContextConfig(context_length=config.context_length), Sharing.TASK, streams)
         self.strength, self.temperature = config.strength, config.temperature
         self.words = [words_before_name(task.template) for task in problem.tasks]
         with torch.no_grad():

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from softcpt.clip.text import TextTower
@@ -13,13 +16,51 @@ from softcpt.clip.text_shared import shared_encoder
 from softcpt.clip.tokens import NamePrompts, Position, name_prompts, put_context
 from softcpt.core.errors import ConfigError, Fault
 from softcpt.core.names import prompt_words
-from softcpt.methods.base import Problem, Streams
+from softcpt.methods.base import MethodConfig, Problem, Streams
 
 CONTEXT_STD = 0.02
 """Standard deviation of a random context's start (CoOp's, and the published code's)."""
 
 PROMPTS_AT_ONCE = 256
 """Without gradients, the plain encoder takes pieces of this many, so that memory stays bounded."""
+
+
+Weighting = Literal["none", "watch", "pcgrad", "gradnorm", "uncertainty"]
+HeadKind = Literal["none", "tip", "ridge", "lp++"]
+
+
+class PromptConfig(MethodConfig):
+    """Options of every method that learns the contexts of class prompts."""
+
+    context_length: int = Field(16, ge=1, description="context tokens of a class prompt")
+    position: Position = Field("end", description="where the name stands in a class prompt")
+    init_scale: float = Field(1.0, gt=0, description="factor of the class prompts' random start")
+    text_pull: float = Field(
+        0.0, ge=0, description="pull of class features to those of the hand-written prompts (1 - cosine)"
+    )
+    logit_pull: float = Field(
+        0.0, ge=0, description="pull of predictions to those of the hand-written prompts (cross-entropy)"
+    )
+    weighting: Weighting = Field(
+        "none",
+        description="of the tasks' losses: none, watch (report gradients), pcgrad, gradnorm or uncertainty",
+    )
+    head: HeadKind = Field(
+        "none",
+        description="fitted to the trained prompts and the images, chosen on val: none, tip, ridge, lp++",
+    )
+    head_views: int = Field(16, ge=0, description="views of an image that a head sees; 0: the centre only")
+    head_tune: Literal["suite", "task", "published"] = Field(
+        "suite", description="a head's settings: one for the suite, for each task, or the published ones"
+    )
+
+    @model_validator(mode="after")
+    def _head_is_there(self) -> PromptConfig:
+        if self.head in ("none", "lp++") and self.head_views != 16:
+            raise ValueError(f"head_views has no effect with head={self.head}; leave one of them out")
+        if self.head == "none" and self.head_tune != "suite":
+            raise ValueError("head_tune has no effect with head=none; leave one of them out")
+        return self
 
 
 def class_prompts(problem: Problem, n_context: int, position: Position) -> NamePrompts:
@@ -88,10 +129,38 @@ def encode_plainly(
     return torch.cat(pieces)
 
 
-def random_context(problem: Problem, shape: Sequence[int], rng: torch.Generator) -> Tensor:
-    """Context vectors N(0, 0.02^2) of the given shape, drawn on the CPU so that devices agree."""
-    drawn = torch.randn(*shape, generator=rng, dtype=torch.float32) * CONTEXT_STD
-    return drawn.to(problem.text.device, problem.dtype)
+def normal(shape: Sequence[int], rng: torch.Generator) -> Tensor:
+    """N(0, 1), the same on every machine and in every version of PyTorch.
+
+    Drawn by NumPy's ``RandomState``, whose numbers are frozen, from the seed of the stream: what is kept as
+    a seed alone can be made again anywhere. A stream gives the same numbers each time it is asked.
+    """
+    seed = rng.initial_seed()
+    state = np.random.RandomState([seed & 0xFFFFFFFF, seed >> 32])
+    return torch.from_numpy(state.standard_normal(tuple(shape)).astype(np.float32))
+
+
+def random_context(
+    problem: Problem, shape: Sequence[int], rng: torch.Generator, scale: float = 1.0
+) -> Tensor:
+    """Context vectors N(0, (0.02 scale)^2) of the given shape."""
+    return (normal(shape, rng) * (CONTEXT_STD * scale)).to(problem.text.device, problem.dtype)
+
+
+def word_context(problem: Problem, words: str, n_context: int) -> Float[Tensor, "n W"]:
+    """Embeddings of words in the last places, zeros before them.
+
+    Raises:
+        ConfigError: the words have more tokens than there are places.
+    """
+    ids = torch.tensor(problem.tokenizer.encode(prompt_words(words)), device=problem.text.device)
+    if len(ids) > n_context:
+        fault = Fault(
+            "context_length", f"{n_context} places, but {words!r} are {len(ids)} tokens", "raise it"
+        )
+        raise ConfigError(fault, about="the options")
+    rows = problem.text.embed(ids[None])[0].to(problem.dtype)
+    return torch.cat([rows.new_zeros(n_context - len(ids), rows.shape[1]), rows])
 
 
 def start_context(
@@ -102,6 +171,7 @@ def start_context(
     copies: int | None,
     streams: Streams,
     purpose: str,
+    scale: float = 1.0,
 ) -> Tensor:
     """A context at its start: random, or the frozen embeddings of words.
 
@@ -113,10 +183,11 @@ def start_context(
             published code, words start each copy instead of making all of them one.
         streams: where a random start comes from.
         purpose: name of its stream.
+        scale: factor of a random start.
     """
     shape = (n_context, problem.text.width) if copies is None else (copies, n_context, problem.text.width)
     if words is None:
-        return random_context(problem, shape, streams(purpose))
+        return random_context(problem, shape, streams(purpose), scale)
     ids = torch.tensor(problem.tokenizer.encode(prompt_words(words)), device=problem.text.device)
     rows = problem.text.embed(ids[None])[0].to(problem.dtype)
     return rows.expand(shape).clone()

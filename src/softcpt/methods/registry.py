@@ -3,13 +3,44 @@
 from __future__ import annotations
 
 from softcpt.core.errors import ConfigError, Fault, nearest
-from softcpt.methods import cocoop, coop, kgcoop, mvlpt, plot, prograd, softcpt, zero_shot
+from softcpt.methods import (
+    basis,
+    clap,
+    cocoop,
+    coop,
+    cross_modal,
+    dual,
+    kgcoop,
+    linear_probe,
+    lp_plus_plus,
+    mvlpt,
+    plot,
+    prograd,
+    protonet,
+    residual,
+    ridge,
+    softcpt,
+    taskres,
+    tip_adapter,
+    zero_shot,
+)
 from softcpt.methods.base import Method
 
 _METHODS = {
     method.key: method
     for method in (
         zero_shot.ZERO_SHOT,
+        zero_shot.ZERO_SHOT_ENSEMBLE,
+        protonet.PROTONET,
+        linear_probe.LP_CLIP,
+        tip_adapter.TIP_ADAPTER,
+        tip_adapter.TIP_ADAPTER_F,
+        cross_modal.CROSS_MODAL,
+        lp_plus_plus.LP_PLUS_PLUS,
+        clap.ZS_LP,
+        clap.CLAP,
+        taskres.TASKRES,
+        ridge.RIDGE,
         coop.COOP_MT,
         coop.COOP_CA,
         coop.COOP_CA_JOINT,
@@ -27,6 +58,10 @@ _METHODS = {
         softcpt.CSTA,
         softcpt.CSTS,
         softcpt.STAR,
+        softcpt.NATA_SEPARATE,
+        dual.DUAL,
+        basis.BASIS,
+        residual.RESIDUAL,
     )
 }
 

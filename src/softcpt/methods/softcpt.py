@@ -19,8 +19,9 @@ Letters: T tasks, K classes of the suite, D embedding, W text width, n context t
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import Enum
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -29,17 +30,21 @@ from torch import Tensor, nn
 
 from softcpt.clip.tokens import NamePrompts, Position
 from softcpt.core.names import task_text
-from softcpt.methods.base import Method, MethodConfig, Problem, PromptClassifier, Streams
+from softcpt.methods.base import Classifier, Method, Problem, PromptClassifier, Streams
 from softcpt.methods.class_sampling import sample_classes
-from softcpt.methods.loss import cosine_logits
-from softcpt.methods.meta import MetaKind, build_meta, join_features
+from softcpt.methods.meta import LinearMeta, MeanContext, MetaKind, build_meta, join_features
+from softcpt.methods.objective import build_objective
+from softcpt.methods.prompt_heads import with_head
 from softcpt.methods.prompts import (
+    PromptConfig,
     class_prompts,
     context_size,
     encode_prompts,
+    normal,
     start_context,
     task_prompts,
 )
+from softcpt.methods.task_features import TaskTextConfig, has_own_texts, start_features, start_prompts
 
 
 class Share(Enum):
@@ -67,13 +72,16 @@ class Variant(NamedTuple):
         return self.classes is not Share.NONE
 
 
-class GeneratorConfig(MethodConfig):
+class GeneratorConfig(PromptConfig):
     """Options of every method that makes contexts by a meta network."""
 
-    context_length: int = Field(16, ge=1, description="context tokens of a class prompt")
-    position: Position = Field("end", description="where the name stands in a class prompt")
-    meta: MetaKind = Field("lin", description="meta network: lin or lowrank")
+    meta: MetaKind = Field("lin", description="meta network: lin, lowrank or mlp")
     rank: int | None = Field(None, ge=1, description="rank of meta=lowrank, 8 unless given")
+    freeze_down: bool = Field(False, description="meta=lowrank: keep the first matrix a random projection")
+    hidden: int | None = Field(None, ge=1, description="hidden units of meta=mlp, 32 unless given")
+    mean_context: MeanContext = Field(
+        "none", description="a context added to all: none, zeros, or words (a photo of a; the network from 0)"
+    )
 
     @model_validator(mode="after")
     def _meta_fits(self) -> GeneratorConfig:
@@ -81,28 +89,27 @@ class GeneratorConfig(MethodConfig):
             raise ValueError(
                 f"meta={self.meta} mixes class features in, which only the class-aware variants have"
             )
-        if self.rank is not None and self.meta != "lowrank":
-            raise ValueError(f"rank has no effect with meta={self.meta}; set meta=lowrank or leave rank out")
+        needs = {"rank": "lowrank", "freeze_down": "lowrank", "hidden": "mlp"}
+        for key, kind in needs.items():
+            if getattr(self, key) not in (None, False) and self.meta != kind:
+                raise ValueError(
+                    f"{key} has no effect with meta={self.meta}; set meta={kind} or leave {key} out"
+                )
+        if self.mean_context == "words" and self.init_scale != 1:
+            raise ValueError("init_scale has no effect with mean_context=words; leave one of them out")
         return self
 
 
-class SoftCPTConfig(GeneratorConfig):
+class SoftCPTConfig(TaskTextConfig, GeneratorConfig):
     """Options of the variants without class features (NATA, NATS)."""
 
-    task_context_length: int = Field(4, ge=0, description="learned tokens before a task's text; 0 for none")
-    task_text: Literal["description", "name"] = Field(
-        "description", description="what a task's prompt says: the suite's description, else its name"
-    )
-    task_position: Position = Field("end", description="where the text stands in a task prompt")
-    init_words: str | None = Field(
-        None, description="words the task context starts from; its length is then theirs"
-    )
+    freeze_task_context: bool = Field(False, description="keep the task context at its start")
 
 
 class ClassAwareConfig(SoftCPTConfig):
     """Options of the class-aware variants (CATA, CATS, CSTA, CSTS)."""
 
-    meta: MetaKind = Field("lin", description="meta network: lin, linmean, lincls or lowrank")
+    meta: MetaKind = Field("lin", description="meta network: lin, linmean, lincls, lowrank or mlp")
     class_context_length: int = Field(
         4, ge=0, description="learned tokens of the auxiliary class prompt; 0 for none"
     )
@@ -128,26 +135,15 @@ class SoftCPT(PromptClassifier):
         self.sampling_offset = config.class_sampling_offset if isinstance(config, ClassAwareConfig) else 0.0
         self.prompts = class_prompts(problem, config.context_length, config.position)
 
-        n_task = context_size(
-            problem,
-            config.init_words,
-            config.task_context_length,
-            key="task_context_length",
-            words_key="init_words",
-            is_set="task_context_length" in config.model_fields_set,
-        )
-        texts = [task_text(t.name, t.description, config.task_text) for t in problem.tasks]
-        self.task_prompts = task_prompts(problem, texts, n_task, config.task_position)
-        self.task_context = _learned_unless_empty(
-            start_context(
-                problem,
-                n_context=n_task,
-                words=config.init_words,
-                copies=len(problem.tasks) if variant.tasks is Share.SPECIFIC else None,
-                streams=streams,
-                purpose="task_context",
-            )
-        )
+        copies = len(problem.tasks) if variant.tasks is Share.SPECIFIC else None
+        self.task_prompts, start = start_prompts(problem, config, streams, copies=copies)
+        self.random_tasks: tuple[Tensor, ...] = ()
+        if config.task_text == "vectors":
+            self.random_tasks, start = (start_features(problem, config, streams),), start[..., :0, :]
+        if config.freeze_task_context or self.random_tasks:
+            self.register_buffer("task_context", start)
+        else:
+            self.task_context = _learned_unless_empty(start)
         if isinstance(config, ClassAwareConfig):
             self._add_class_context(config, streams)
         self.meta = build_meta(
@@ -157,7 +153,14 @@ class SoftCPT(PromptClassifier):
             n_context=config.context_length,
             rank=config.rank or 8,
             streams=streams,
+            hidden=config.hidden or 32,
+            scale=config.init_scale,
+            learn_down=not config.freeze_down,
+            mean=config.mean_context,
         )
+        self.position = config.position
+        self.config = config
+        self.objective = build_objective(problem, config)
 
     def _add_class_context(self, config: ClassAwareConfig, streams: Streams) -> None:
         problem = self.problem
@@ -188,6 +191,8 @@ class SoftCPT(PromptClassifier):
 
     def task_features(self, tasks: Int[Tensor, " t"] | None = None) -> Float[Tensor, "t D"]:
         """Text features of the tasks' prompts: all T, or the given ones."""
+        if self.random_tasks:
+            return self.random_tasks[0] if tasks is None else self.random_tasks[0][tasks]
         return _with_own_context(self.problem, self.task_prompts, self.task_context, tasks)
 
     def name_features(self, selected: Int[Tensor, " k"] | None = None) -> Float[Tensor, "k D"]:
@@ -238,18 +243,40 @@ class SoftCPT(PromptClassifier):
         in_play = self.problem.columns_in_play(columns)
         if in_play is not None:
             selected = selected[torch.isin(selected, in_play)]
-        return self.loss_among(selected, features, columns, weights)
+        return self.loss_among(selected, features, columns, weights, rng)
 
-    def logits_among(
-        self, selected: Int[Tensor, " k"], features: Float[Tensor, "B D"]
-    ) -> Float[Tensor, "B k"]:
-        """Logits of the selected columns.
+    def trained_features(self, selected: Int[Tensor, " k"] | None = None) -> Float[Tensor, "k D"]:
+        """Class features as training sees them.
 
         The published code adds 1e-6 to every coordinate of a selected feature (``sampling_offset``), since
         it adds features to an array filled with it; the other columns never reach the loss.
         """
-        weights = self.class_features(selected) + self.sampling_offset
-        return cosine_logits(features, weights, self.problem.logit_scale)
+        return self.class_features(selected) + (self.sampling_offset if self.sampling else 0.0)
+
+    def step_factors(self) -> Float[Tensor, " T"] | None:
+        """|x|^2 of what one matrix sees of a task, or the mean over its classes."""
+        if not isinstance(self.meta, LinearMeta):
+            return None
+        with torch.no_grad():
+            seen = self.task_features()
+            if self.variant.class_aware:
+                of_class = self.problem.task_of_class
+                seen = join_features(self.kind, self.name_features(), seen[of_class])
+                every = range(len(self.problem.tasks))
+                return torch.stack([seen[of_class == t].square().sum(1).mean() for t in every])
+            return seen.square().sum(1)
+
+    def for_tasks(self, problem: Problem) -> Classifier:
+        """The same network on new tasks' names; contexts of their own cannot come along."""
+        variant = self.variant
+        if variant.tasks is Share.SPECIFIC or variant.classes is Share.SPECIFIC:
+            return super().for_tasks(problem)
+        if not has_own_texts(self.config):
+            return super().for_tasks(problem)
+        made = SoftCPT(problem, self.config, variant, lambda _: torch.Generator().manual_seed(0))
+        known = {k: v for k, v in self.state_dict().items() if not k.startswith("objective.")}
+        made.load_state_dict(known, strict=False)
+        return made
 
 
 class StarSoftCPT(PromptClassifier):
@@ -268,7 +295,7 @@ class StarSoftCPT(PromptClassifier):
         with torch.no_grad():
             nothing = torch.zeros(1, 0, problem.text.width, device=problem.text.device, dtype=problem.dtype)
             norm = encode_prompts(problem, prompts, nothing).norm(dim=1).mean()
-        start = torch.randn(len(problem.tasks), problem.text.embed_dim, generator=streams("task_features"))
+        start = normal((len(problem.tasks), problem.text.embed_dim), streams("task_features"))
         start = start / start.norm(dim=1).mean()
         self.features = nn.Parameter(start.to(problem.text.device, problem.dtype) * norm)
         self.meta = build_meta(
@@ -278,11 +305,20 @@ class StarSoftCPT(PromptClassifier):
             n_context=config.context_length,
             rank=config.rank or 8,
             streams=streams,
+            hidden=config.hidden or 32,
+            scale=config.init_scale,
+            learn_down=not config.freeze_down,
+            mean=config.mean_context,
         )
+        self.objective = build_objective(problem, config)
 
     def task_features(self) -> Float[Tensor, "T D"]:
         """The learned features."""
         return self.features
+
+    def step_factors(self) -> Float[Tensor, " T"] | None:
+        """|f|^2 of each task, where the network is one matrix."""
+        return self.features.detach().square().sum(1) if isinstance(self.meta, LinearMeta) else None
 
     def class_features(self, selected: Int[Tensor, " k"] | None = None) -> Float[Tensor, "k D"]:
         """Text features of the class prompts: all K, or the selected columns."""
@@ -313,7 +349,7 @@ def _variant_method(variant: Variant, summary: str) -> Method:
         label=f"SoftCPT-{variant.name}",
         summary=summary,
         config=ClassAwareConfig if variant.class_aware else SoftCPTConfig,
-        build=build,
+        build=with_head(build),
         published_steps=4 if variant.class_aware else 3,
     )
 
@@ -344,5 +380,14 @@ STAR = Method(
     label="SoftCPT*",
     summary="a learned feature per task in place of its name's; knows no unseen tasks",
     config=GeneratorConfig,
-    build=_build_star,
+    build=with_head(_build_star),
+)
+
+NATA_SEPARATE = replace(
+    NATA,
+    key="softcpt-nata-separate",
+    label="SoftCPT-NATA, separate",
+    summary="as softcpt-nata, each task in a run of its own: a control, nothing is shared",
+    separate=True,
+    published_steps=None,
 )

@@ -1,11 +1,24 @@
-"""Zero-shot CLIP: hand-written prompts, nothing learned. Radford et al. 2021, arXiv:2103.00020."""
+"""Zero-shot CLIP: hand-written prompts, nothing learned. Radford et al. 2021, arXiv:2103.00020.
+
+    single      w_c = g(template(c))                                            one template, the task's
+    ensemble    w_c = mean over templates p of  g(p(c)) / |g(p(c))|             more templates beside it
+
+The ensemble's mean is normalised again with the cosine. Averaging features that are not normalised is another
+classifier: longer features would count for more.
+"""
 
 from __future__ import annotations
 
+from typing import Literal
+
+import torch
 from jaxtyping import Float, Int
+from pydantic import Field
 from torch import Tensor
 
+from softcpt.clip.templates import IMAGENET_TEMPLATES, SELECTED_TEMPLATES
 from softcpt.methods.base import Method, MethodConfig, Problem, PromptClassifier, Streams
+from softcpt.methods.loss import unit
 from softcpt.methods.written import encode_written, written_prompts
 
 
@@ -14,15 +27,73 @@ class ZeroShotConfig(MethodConfig):
 
 
 class ZeroShot(PromptClassifier):
-    """Text features of each task's template with the class names put in."""
+    """Text features of a template with the class names put in.
 
-    def __init__(self, problem: Problem) -> None:
+    Args:
+        problem: the tasks.
+        template: one for all tasks; None for each task's own.
+    """
+
+    def __init__(self, problem: Problem, template: str | None = None) -> None:
         super().__init__(problem)
-        self.prompts = written_prompts(problem, [task.template for task in problem.tasks])
+        self.prompts = written_prompts(problem, [template or task.template for task in problem.tasks])
 
     def class_features(self, selected: Int[Tensor, " k"] | None = None) -> Float[Tensor, "k D"]:
         """Text features of all templates, or of the selected columns'."""
         return encode_written(self.problem, self.prompts, selected)
+
+
+Templates = Literal["task", "selected", "imagenet"]
+"""The task's own template alone; with CLIP's seven selected ones; with its eighty for ImageNet."""
+
+_MORE: dict[Templates, tuple[str, ...]] = {
+    "task": (),
+    "selected": SELECTED_TEMPLATES,
+    "imagenet": IMAGENET_TEMPLATES,
+}
+
+
+class TemplateTexts:
+    """Text features of all classes in several templates.
+
+    Args:
+        problem: the tasks.
+        templates: which, beside each task's own.
+    """
+
+    def __init__(self, problem: Problem, templates: Templates) -> None:
+        self._problem = problem
+        self.parts = [ZeroShot(problem), *(ZeroShot(problem, template) for template in _MORE[templates])]
+
+    def of_task(self, task: int) -> Float[Tensor, "P C D"]:
+        """Those of one task's classes, not normalised; encoded once."""
+        columns = self._problem.columns(task)
+        return torch.stack([part.known_features()[columns] for part in self.parts])
+
+
+def mean_direction(text: Float[Tensor, "P C D"]) -> Float[Tensor, "C D"]:
+    """Mean over templates of normalised features, normalised again: an ensemble's class weights."""
+    return unit(unit(text).mean(0))
+
+
+class ZeroShotEnsembleConfig(MethodConfig):
+    """Options of the ensemble."""
+
+    templates: Literal["selected", "imagenet"] = Field(
+        "selected", description="beside the task's own: selected: CLIP's seven; imagenet: its eighty"
+    )
+
+
+class ZeroShotEnsemble(PromptClassifier):
+    """Class weights averaged over hand-written templates."""
+
+    def __init__(self, problem: Problem, templates: Templates) -> None:
+        super().__init__(problem)
+        self.texts = TemplateTexts(problem, templates)
+
+    def class_features(self, selected: Int[Tensor, " k"] | None = None) -> Float[Tensor, "k D"]:
+        """The averaged directions of all classes, or of the selected columns'."""
+        return mean_direction(torch.stack([part.class_features(selected) for part in self.texts.parts]))
 
 
 def _build(problem: Problem, config: ZeroShotConfig, streams: Streams) -> ZeroShot:
@@ -35,5 +106,19 @@ ZERO_SHOT = Method(
     summary="the task's template with the class names, nothing learned",
     config=ZeroShotConfig,
     build=_build,
+    trains=False,
+)
+
+
+def _build_ensemble(problem: Problem, config: ZeroShotEnsembleConfig, streams: Streams) -> ZeroShotEnsemble:
+    return ZeroShotEnsemble(problem, config.templates)
+
+
+ZERO_SHOT_ENSEMBLE = Method(
+    key="zero-shot-ensemble",
+    label="Zero-shot CLIP (ensemble)",
+    summary="the mean of several hand-written templates, nothing learned",
+    config=ZeroShotEnsembleConfig,
+    build=_build_ensemble,
     trains=False,
 )

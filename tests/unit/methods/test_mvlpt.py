@@ -83,3 +83,9 @@ def test_names_stand_in_the_middle_unless_asked_otherwise(problem, streams):
 def test_counts_are_a_context_and_then_one_per_task(resnet50_sized, streams, suite):
     n_tasks = SUITES[suite][0]
     assert count(resnet50_sized, "mvlpt", streams, n_tasks=n_tasks) == 8_192 + n_tasks * 8_192
+
+
+def test_new_tasks_take_the_shared_prompt(problem, streams):
+    classifier = build(problem, "mvlpt", streams, **SHORT)
+    again = classifier.for_tasks(problem).class_features()
+    assert torch.allclose(again, classifier.shared.class_features(), rtol=0, atol=1e-11)

@@ -72,7 +72,18 @@ def _rows(keys: Mapping[str, Keys]) -> list[tuple[str, str, str, list[str]]]:
 
 
 def _owners(owners: Sequence[str], every: Sequence[str]) -> str:
+    """Who knows a key, in few words; methods whose prompts the loop trains are one group."""
+    from softcpt.methods.registry import list_methods
+
     others = [method for method in every if method not in owners]
     if not others:
         return "all"
-    return f"all but {' '.join(others)}" if len(others) <= 3 else " ".join(owners)
+    if len(others) <= 3:
+        return f"all but {' '.join(others)}"
+    trained = [method.key for method in list_methods() if method.trains]
+    missing = [key for key in trained if key not in owners]
+    if len(trained) < 2 * len(missing):
+        return " ".join(owners)
+    beside = [key for key in owners if key not in trained]
+    but = ["but", *missing] if missing else []
+    return " ".join(["methods that train prompts", *but, *(["and", *beside] if beside else [])])
