@@ -57,12 +57,12 @@ def test_each_prompt_has_its_own_context(problem, streams):
 
 
 def test_an_even_plan_would_give_other_logits(problem, streams, images, monkeypatch):
-    classifier = build(problem, "plot", streams, **SHORT)
+    classifier = build(problem, "plot", streams, epsilon=0.005, **SHORT)
     found = classifier.logits(images[0])
     monkeypatch.setattr(
         plot, "transport_plan", lambda s, **how: torch.full_like(s, 1 / (s.shape[-1] * s.shape[-2]))
     )
-    assert float((classifier.logits(images[0]) - found).abs().max()) > 0.01
+    assert float((classifier.logits(images[0]) - found).detach().abs().max()) > 0.01
 
 
 def test_the_gradient_holds_the_plan_still(problem, streams, images):
@@ -108,8 +108,8 @@ def test_scores_do_not_depend_on_the_images_beside(problem, streams, images, mon
 
 
 def test_the_entropy_of_plans_tells_an_even_one(problem, streams, images):
-    classifier = build(problem, "plot", streams, **SHORT)
-    assert classifier.facts(images[0])["plan_entropy"] < 0.999
+    classifier = build(problem, "plot", streams, epsilon=0.005, **SHORT)
+    assert classifier.facts(images[0])["plan_entropy"] < 0.99
     with torch.no_grad():
         classifier.context.copy_(classifier.context[:1].expand_as(classifier.context))
     assert classifier.facts(images[0])["plan_entropy"] == pytest.approx(1, abs=1e-9)
