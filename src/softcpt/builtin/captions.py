@@ -170,7 +170,7 @@ def _chosen(scene: Scene, rng: np.random.Generator, leave_out: Collection[str]) 
     for name in usual:
         if not happens(rng, 0.12):
             del told[name]
-    kept = shuffled(rng, list(told))[: whole(rng, 1, 6)]
+    kept = shuffled(rng, list(told))[: whole(rng, 2, 6)]
     # What it is nearly always comes first to mind.
     kept += [name for name in ("shape", "letter") if name in told and name not in kept and happens(rng, 0.8)]
     if "background_colour" in kept:
