@@ -1,6 +1,5 @@
 """Built-in suites on disk: ordinary suites, the same everywhere, whole or not at all."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -158,11 +157,3 @@ def test_a_folder_that_was_filled_meanwhile_is_left_alone(tmp_path):
         make_suite("scenes", tmp_path / "there", tasks=["size"], images_per_class=5, on_progress=fill)
     assert [path.name for path in (tmp_path / "there").iterdir()] == ["mine"]
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
-
-
-def test_digits_say_what_they_need_where_it_is_missing(tmp_path, monkeypatch):
-    _load.cache_clear()
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(ConfigError, match=r"pip install 'softcpt\[digits\]'"):
-        make_suite("digits", tmp_path / "digits")
-    assert not any(tmp_path.iterdir())
