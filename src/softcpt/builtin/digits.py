@@ -126,7 +126,8 @@ def _enlarge(scan: Array, size_px: int) -> Image.Image:
     ink = weights @ np.pad(scan / 16, 1) @ weights.T
     # Half-covered pixels of the scan become the edge of a stroke.
     ink = np.clip((ink - 0.15) / 0.6, 0, 1)
-    grey = np.rint(245 - 215 * ink).astype(np.uint8)
+    # Many values lie half-way between two greys; last bits that differ between machines must not decide.
+    grey = np.rint(245 - 215 * ink + 1e-6).astype(np.uint8)
     return Image.fromarray(np.repeat(grey[..., None], 3, axis=2))
 
 

@@ -63,15 +63,22 @@ def _together(scene: Scene, rng: np.random.Generator) -> list[tuple[float, float
     if scene.arrangement == "circle":
         start, radius = between(rng, 0, 2 * math.pi), between(rng, 0.26, 0.34)
         angles = [start + 2 * math.pi * k / n for k in range(n)]
-        x, y = between(rng, 0.45, 0.55), between(rng, 0.45, 0.55)
+        x, y = between(rng, 0.44, 0.56), between(rng, 0.44, 0.56)
         return [(x + radius * math.cos(a), y + radius * math.sin(a)) for a in angles]
+    # A line: level or upright within 12 degrees, or at 33 to 57 degrees.
+    lean = between(rng, -0.21, 0.21)
+    angle = {
+        "row": lean,
+        "column": lean + math.pi / 2,
+        "diagonal": lean + pick(rng, (-1, 1)) * math.pi / 4,
+    }[scene.arrangement]
     step = between(rng, 0.165, min(0.2, 0.835 / (n - 1)))
-    line = [(k - (n - 1) / 2) * step for k in range(n)]
-    off = between(rng, 0.2, 0.8)
-    if scene.arrangement == "diagonal":
-        rises = pick(rng, (-1, 1))
-        return [(0.5 + at, 0.5 + rises * at) for at in line]
-    return [(0.5 + at, off) if scene.arrangement == "row" else (off, 0.5 + at) for at in line]
+    across, down = step * math.cos(angle), step * math.sin(angle)
+    x, y = (
+        between(rng, reach, 1 - reach) if reach < 0.5 else 0.5
+        for reach in (abs(along) * (n - 1) / 2 + 0.09 for along in (across, down))
+    )
+    return [(x + (k - (n - 1) / 2) * across, y + (k - (n - 1) / 2) * down) for k in range(n)]
 
 
 def _scattered(n: int, radius: float, rng: np.random.Generator) -> list[tuple[float, float]]:

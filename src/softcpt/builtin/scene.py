@@ -158,7 +158,10 @@ def visible(scene: Scene) -> frozenset[str]:
     true_colours = exposed and scene.weather != "sunset"
     surface = is_shape and scene.size in ("medium", "large") and clear and exposed
     filled = scene.outline != "hollow"
-    bright = sum(_ground(scene)) > 2.1
+    ground = sum(ground_colour(scene))
+    against = {"dark": ground > 0.8, "bright": ground < 2.0}
+    falling = scene.weather != "snow" or ground < 2.0
+    starry = scene.background == "night sky" and scene.weather in ("clear", "snow")
     rules = {
         "shape": is_shape and sizeable,
         "letter": not is_shape and sizeable and clear,
@@ -170,10 +173,10 @@ def visible(scene: Scene) -> frozenset[str]:
         "position": scene.count == "one" and scene.size != "large",
         "background": exposed or scene.background == "plain",
         "background_colour": scene.background == "plain" and true_colours,
-        "outline": sizeable and clear and exposed,
+        "outline": sizeable and clear and exposed and against.get(scene.outline, True),
         "orientation": is_shape and sizeable and scene.shape in POINTED,
         "material": surface and filled and scene.pattern == "plain",
-        "weather": scene.quality in ("sharp", "grainy") and not (scene.weather == "snow" and bright),
+        "weather": scene.quality in ("sharp", "grainy") and falling and not starry,
         "quality": True,
     }
     return frozenset(name for name, is_visible in rules.items() if is_visible)
@@ -200,7 +203,7 @@ def _fits(scene: Scene) -> bool:
 
 def _stands_out(scene: Scene) -> bool:
     """Whether things and background differ enough in colour, also through fog or in the dark."""
-    thing, ground = np.array([COLOURS[scene.colour], _ground(scene)])
+    thing, ground = np.array([COLOURS[scene.colour], ground_colour(scene)])
     if scene.quality == "overexposed":
         thing, ground = np.minimum(1.5 * thing + 0.15, 1), np.minimum(1.5 * ground + 0.15, 1)
     contrast = float(np.sqrt(np.sum((thing - ground) ** 2)))
@@ -212,7 +215,7 @@ def _stands_out(scene: Scene) -> bool:
     return contrast >= _LEAST_CONTRAST and contrast * left >= _LEAST_SEEN
 
 
-def _ground(scene: Scene) -> tuple[float, float, float]:
+def ground_colour(scene: Scene) -> tuple[float, float, float]:
     """The background's mean colour."""
     return (
         PLAIN_GROUNDS[scene.background_colour] if scene.background == "plain" else GROUNDS[scene.background]

@@ -58,6 +58,7 @@ SCENE_TASKS: Final[dict[str, SceneTask]] = {
         "a recognition task for the pattern on things.",
         "a picture of a {} thing.",
         _same("plain", "striped", "dotted", "checkered", "latticed", "ringed", "zigzag"),
+        {"size": ("large",)},
     ),
     "size": SceneTask(
         "a task about how large things are.",
@@ -118,6 +119,7 @@ SCENE_TASKS: Final[dict[str, SceneTask]] = {
         "a recognition task for the material of things.",
         "a picture of a thing made of {}.",
         _same("paper", "wood", "metal", "stone", "fur", "glass"),
+        {"size": ("large",)},
     ),
     "weather": SceneTask(
         "a task about weather and light.",

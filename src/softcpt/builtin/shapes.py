@@ -61,10 +61,15 @@ _ARROW: Final[Points] = [
 
 
 def _heart(x: Array, y: Array) -> Array:
-    # Two discs, and the kite that touches both from outside and meets in the tip.
-    humps = disc(np.abs(x) - 0.47, y + 0.35, 0.53)
-    kite = polygon([(0, -0.6), (0.87, 0.0), (0, 1.0), (-0.87, 0.0)], x, y)
-    return np.minimum(humps, kite)
+    # Right half, tip at the origin, upwards: a line at 45 degrees, then a circle that it touches.
+    across, up = 0.55 * np.abs(x), 0.58 - 0.55 * y
+    hump = np.hypot(across - 0.25, up - 0.75) - math.sqrt(2) / 4
+    on_line = np.maximum(across + up, 0) / 2
+    line = np.hypot(across - on_line, up - on_line) * np.sign(across - up)
+    notch = np.hypot(across, up - 1) * np.sign(across - up)
+    straight = np.where(np.abs(notch) < np.abs(line), notch, line)
+    distance: Array = np.where(across + up > 1, hump, straight) / 0.55
+    return distance
 
 
 def _crescent(x: Array, y: Array) -> Array:

@@ -11,7 +11,7 @@ import numpy as np
 
 from softcpt.builtin.canvas import covered, lay
 from softcpt.builtin.chance import Array, between, happens
-from softcpt.builtin.scene import COLOURS, Scene
+from softcpt.builtin.scene import COLOURS, Scene, ground_colour
 
 _WOOD: Final = np.array([0.58, 0.38, 0.20])
 _GREY: Final = np.array([0.55, 0.55, 0.55])
@@ -49,7 +49,9 @@ def sample_look(scene: Scene, rng: np.random.Generator) -> Look:
         "none": colour,
         "dark": np.full(3, between(rng, 0.0, 0.12)),
         "bright": np.full(3, between(rng, 0.9, 1.0)),
-        "dashed": np.full(3, between(rng, 0.9, 1.0) if colour.sum() < 1.2 else between(rng, 0.0, 0.12)),
+        "dashed": np.full(
+            3, between(rng, 0.9, 1.0) if sum(ground_colour(scene)) < 1.4 else between(rng, 0.0, 0.12)
+        ),
         "hollow": colour,
     }[scene.outline]
     return Look(
@@ -57,7 +59,7 @@ def sample_look(scene: Scene, rng: np.random.Generator) -> Look:
         second,
         outline,
         turn=between(rng, 0, math.pi),
-        pitch=between(rng, 0.36, 0.56),
+        pitch=between(rng, 0.4, 0.62),
         width=between(rng, 0.16, 0.26),
         light=between(rng, -0.8, 0.8) - math.pi / 2,
     )

@@ -18,7 +18,6 @@ import numpy as np
 
 # Sums may be taken in any order, and products fused into them; infinities and NaN keep their meaning.
 _FAST: dict[str, Any] = {
-    "nogil": True,
     "error_model": "numpy",
     "fastmath": {"reassoc", "contract", "nsz", "arcp"},
 }
@@ -63,17 +62,17 @@ def _compiled(loop: Kernel) -> Kernel:
 def kernels(size: int) -> tuple[Kernel, Kernel, Kernel, Kernel]:
     """Loops for heads of ``size`` features, a constant of theirs. All arrays are flat.
 
-    Sources are [M, 3d], scores and probabilities [H, V]; a kernel does the heads from ``low`` to ``high``.
+    Sources are [M, 3d], scores and probabilities [H, V].
     """
 
     @_compiled
-    def compare(sources, bias, first, seen, scores, heads, low, high):
+    def compare(sources, bias, first, seen, scores, heads):
         """Add the queries' bias; scores, less the largest of their row."""
         d, pairs = np.uint64(heads * size), np.uint64(len(seen))
         stride = _three * d
         for row in range(len(first) - 1):
             begin, end = np.uint64(first[row]), np.uint64(first[row + 1])
-            for head in range(low, high):
+            for head in range(heads):
                 at, to = np.uint64(head * size), np.uint64(head) * pairs
                 query = np.uint64(row) * stride + at
                 for c in range(size):
@@ -87,14 +86,14 @@ def kernels(size: int) -> tuple[Kernel, Kernel, Kernel, Kernel]:
                     scores[to + j] -= largest
 
     @_compiled
-    def take(sources, first, seen, prob, out, heads, low, high):
+    def take(sources, first, seen, prob, out, heads):
         """Make probabilities of exponentials, and sum the values [N, d]."""
         d, pairs = np.uint64(heads * size), np.uint64(len(seen))
         stride = _three * d
         total = np.empty(size, out.dtype)
         for row in range(len(first) - 1):
             begin, end = np.uint64(first[row]), np.uint64(first[row + 1])
-            for head in range(low, high):
+            for head in range(heads):
                 at, to = np.uint64(head * size), np.uint64(head) * pairs
                 value, mass = _two * d + at, prob.dtype.type(0)
                 for j in range(begin, end):
@@ -118,14 +117,14 @@ def kernels(size: int) -> tuple[Kernel, Kernel, Kernel, Kernel]:
                     out[np.uint64(row) * d + at + np.uint64(c)] = total[c]
 
     @_compiled
-    def back_to_queries(sources, first, seen, prob, grad, into_scores, into, heads, low, high):
+    def back_to_queries(sources, first, seen, prob, grad, into_scores, into, heads):
         """Gradients of the scores, and of the queries, of those [N, d] of what was taken."""
         d, pairs = np.uint64(heads * size), np.uint64(len(seen))
         stride = _three * d
         total = np.empty(size, grad.dtype)
         for row in range(len(first) - 1):
             begin, end = np.uint64(first[row]), np.uint64(first[row + 1])
-            for head in range(low, high):
+            for head in range(heads):
                 at, to = np.uint64(head * size), np.uint64(head) * pairs
                 key, value, own = d + at, _two * d + at, np.uint64(row) * d + at
                 mean = prob.dtype.type(0)
@@ -161,17 +160,18 @@ def kernels(size: int) -> tuple[Kernel, Kernel, Kernel, Kernel]:
         into_scores,
         into,
         heads,
-        low,
-        high,
     ):
-        """Gradients of keys and values, each from the rows that read it."""
+        """Gradients of keys and values, each from the rows that read it.
+
+        Head by head: what a trunk's many readers have in one head stays in the cache from key to key.
+        """
         d, pairs = np.uint64(heads * size), np.uint64(len(prob) // heads)
         stride = _three * d
         of_key, of_value = np.empty(size, grad.dtype), np.empty(size, grad.dtype)
-        for row in range(len(first) - 1):
-            end = np.uint64(first[row + 1])
-            for head in range(low, high):
-                at, to = np.uint64(head * size), np.uint64(head) * pairs
+        for head in range(heads):
+            at, to = np.uint64(head * size), np.uint64(head) * pairs
+            for row in range(len(first) - 1):
+                end = np.uint64(first[row + 1])
                 of_key[:] = 0
                 of_value[:] = 0
                 j = np.uint64(first[row])

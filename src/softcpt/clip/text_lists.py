@@ -1,9 +1,9 @@
-"""Attention over lists of rows, compiled: on CPUs, in fp32 and fp64, where numba is installed.
+"""Attention over lists of rows, compiled: on one thread of a CPU, in fp32 and fp64, where numba is installed.
 
 Does what ``text_windows`` does with PyTorch's products, without their padding and copies: each row is
 compared with the rows that it attends to and with nothing else, where the projection wrote them. The
-exponential between the two forward loops is PyTorch's. Heads are independent of each other: threads take a
-part each.
+exponential between the two forward loops is PyTorch's. Threads of our own would find the other cores taken
+by PyTorch's, which keep them busy while they wait for its next product: with several, windows are as fast.
 
 Letters: d width, H heads, e = d / H, N rows, M sources (rows, SOT and constants), V pairs of a row and a
 source it attends to.
@@ -11,14 +11,9 @@ source it attends to.
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
-from itertools import pairwise
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from softcpt.clip.arena import Arena
@@ -30,25 +25,8 @@ from softcpt.clip.text_plan import Layout
 _U64 = np.uint64
 
 
-@cache
-def _pool(process: int) -> ThreadPoolExecutor:
-    """Threads of this process; those of its parent do not survive a fork."""
-    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="softcpt-attention")
-
-
 def _run(kernel: Kernel, heads: int, *tensors: Tensor | np.ndarray) -> None:
-    arrays = [x.reshape(-1).numpy() if isinstance(x, Tensor) else x for x in tensors]
-    parts = min(torch.get_num_threads(), heads)
-    if parts == 1:
-        kernel(*arrays, heads, 0, heads)
-        return
-    cuts = [heads * i // parts for i in range(parts + 1)]
-    others = [
-        _pool(os.getpid()).submit(kernel, *arrays, heads, low, high) for low, high in pairwise(cuts[1:])
-    ]
-    kernel(*arrays, heads, 0, cuts[1])
-    for other in others:
-        other.result()
+    kernel(*(x.reshape(-1).numpy() if isinstance(x, Tensor) else x for x in tensors), heads)
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ class SharedTextEncoder:
         narrow: dtype of the products; the tower's own, or that of autocast.
         max_rows: of a chunk; None chooses by device.
         compiled: whether attention is a compiled loop over lists of rows (on the CPU, in the tower's own
-            precision, with numba); None where that can be.
+            precision, with numba); None where that can be and PyTorch works on one thread.
         saved_bytes: kept for the backward, see :data:`SAVED_GB`.
     """
 
@@ -218,7 +218,7 @@ def _attention(folded: FoldedTower, compiled: bool | None) -> Callable[[FoldedTo
     """How attention is computed: makes that of a layout."""
     fits = folded.device.type == "cpu" and folded.narrow == folded.wide
     if compiled is None:
-        compiled = fits and find_spec("numba") is not None
+        compiled = fits and torch.get_num_threads() == 1 and find_spec("numba") is not None
     if not compiled:
         return Windows.of
     if not fits:

@@ -497,15 +497,6 @@ def check_now(text, **options):
     return encoder
 
 
-def test_threads_share_the_heads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    try:
-        check(SharedTextEncoder(tower(), max_rows=60, compiled=True), "many classes", "middle", "task")
-    finally:
-        torch.set_num_threads(before)
-
-
 def test_attention_is_compiled_where_that_can_be(monkeypatch):
     case = build_case("ragged", "end", "task", 4)
 
@@ -513,6 +504,9 @@ def test_attention_is_compiled_where_that_can_be(monkeypatch):
         plan = SharedTextEncoder(tower(), **how).plan(case.prompts, case.owner)
         return {type(chunk.attention).__name__ for chunk in plan.chunks}
 
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert kind() == {"Windows"}
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     assert kind() == {"Lists"}
     assert kind(compiled=False) == {"Windows"}
     assert kind(narrow=torch.bfloat16) == {"Windows"}
