@@ -1,0 +1,53 @@
+"""The package's own drawn scenes with their captions, drawn once into a file (other seeds than the suites')."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recipes.pretrain_mini.data import SIZE_PX
+
+CAPTIONS_A_SCENE = 6
+# The suites' seeds are small; these never meet them.
+_FIRST_SEED = 1_000_000_000
+
+
+class Scenes(NamedTuple):
+    """Drawn pictures: [N, 64, 64, 3], and several captions of each."""
+
+    pixels: NDArray[np.uint8]
+    captions: list[list[str]]
+
+
+def draw_scenes(n: int, cache: Path) -> None:
+    """Draw and describe ``n`` scenes into ``cache``; the held-out tasks' attributes are never mentioned."""
+    from softcpt.builtin.captions import describe
+    from softcpt.builtin.draw import draw
+    from softcpt.builtin.scene import sample_scene
+    from softcpt.builtin.tasks import HELD_OUT_TASKS
+
+    cache.mkdir(parents=True, exist_ok=True)
+    part = cache / "scenes.part"
+    pixels = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=(n, SIZE_PX, SIZE_PX, 3))
+    captions = []
+    for i in range(n):
+        rng = np.random.default_rng(_FIRST_SEED + i)
+        scene = sample_scene(rng)
+        pixels[i] = np.asarray(draw(scene, rng, SIZE_PX))
+        captions.append([describe(scene, rng, leave_out=HELD_OUT_TASKS) for _ in range(CAPTIONS_A_SCENE)])
+    pixels.flush()
+    (cache / "scenes.json").write_text(json.dumps(captions), "utf-8")
+    os.replace(part, cache / "scenes.npy")  # noqa: PTH105  # atomic; its presence says that all is there
+
+
+def read_scenes(cache: Path) -> Scenes | None:
+    """The scenes of a cache, or None where none were drawn."""
+    if not (cache / "scenes.npy").exists():
+        return None
+    captions = json.loads((cache / "scenes.json").read_text("utf-8"))
+    return Scenes(np.load(cache / "scenes.npy", mmap_mode="r"), captions)

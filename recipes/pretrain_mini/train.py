@@ -1,0 +1,255 @@
+"""Trains ``softcpt-mini``: ``python -m recipes.pretrain_mini.train CORPUS --output RUN --hours 2``.
+
+A run that was stopped goes on from its last checkpoint; started with more hours it goes on for longer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from open_clip.model import CLIP
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from recipes.pretrain_mini.batches import Batch, Batches, Material
+from recipes.pretrain_mini.captions import read_subjects
+from recipes.pretrain_mini.data import read_photos
+from recipes.pretrain_mini.glyphs import draw_glyphs, find_fonts
+from recipes.pretrain_mini.losses import contrastive_loss, true_pairs
+from recipes.pretrain_mini.model import build, encode_images, encode_texts, model_config
+from recipes.pretrain_mini.scenes import read_scenes
+from recipes.pretrain_mini.vocabulary import FastTokenizer, Merge
+
+MAX_TOKENS = 60
+MAX_LOGIT_SCALE = 100.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run does; a checkpoint carries them.
+
+    Attributes:
+        hours: of training time, over which the rate rises, stays, and falls to zero.
+        batch_size: pictures a step.
+        rate: AdamW's, at its highest.
+        weight_decay: on matrices and filters.
+        warm_up: share of the hours in which the rate rises.
+        fall: share of the hours in which it falls.
+        logit_scale: at the start.
+        blanks: share of captions with random vectors between start token and text.
+        seed: of weights and batches.
+    """
+
+    hours: float
+    batch_size: int = 256
+    rate: float = 1.5e-3
+    weight_decay: float = 0.1
+    warm_up: float = 0.05
+    fall: float = 0.5
+    logit_scale: float = 25.0
+    blanks: float = 0.25
+    seed: int = 0
+
+
+def rate_at(progress: float, settings: Settings) -> float:
+    """The learning rate at a share of the hours: a straight rise, a plateau, a straight fall to zero.
+
+    A plateau, since a checkpoint on it can be trained on for longer than was first planned.
+
+    Example:
+        >>> [round(rate_at(p, Settings(1.0, rate=1.0, warm_up=0.1, fall=0.5)), 2) for p in (0.05, 0.3, 0.75, 1.0)]
+        [0.5, 1.0, 0.5, 0.0]
+    """
+    rising = progress / settings.warm_up if settings.warm_up else 1.0
+    return settings.rate * max(0.0, min(1.0, rising, (1.0 - progress) / settings.fall))
+
+
+class Run:
+    """Model, optimiser and counters."""
+
+    def __init__(self, settings: Settings, merges: Sequence[Merge], model_cfg: dict[str, Any]) -> None:
+        self.settings, self.merges, self.model_cfg = settings, list(merges), model_cfg
+        self.model: CLIP = build(model_cfg, seed=settings.seed, logit_scale=settings.logit_scale)
+        matrices = [p for name, p in self.model.named_parameters() if p.ndim >= 2 and "embedding" not in name]
+        others = [p for name, p in self.model.named_parameters() if p.ndim < 2 or "embedding" in name]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}],
+            lr=settings.rate, betas=(0.9, 0.98), eps=1e-6,
+        )  # fmt: skip
+        self.tokenize = FastTokenizer(merges)
+        self.step, self.seconds = 0, 0.0
+
+    @property
+    def progress(self) -> float:
+        """Share of the hours that is over."""
+        return self.seconds / (3600 * self.settings.hours)
+
+    def train_step(self, batch: Batch) -> float:
+        """One step on one batch; the loss."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate_at(self.progress, self.settings)
+        noise = torch.Generator().manual_seed(self.step)
+        captions = [_fitted(self.tokenize(caption.text)) for caption in batch.captions]
+        blanks = draw_blanks(captions, self.settings.blanks, noise)
+        # The plain attention is the faster one for sequences as short as these.
+        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+            images = encode_images(self.model, batch.images)
+            texts = encode_texts(self.model, captions, blanks, noise)
+        is_true = true_pairs(batch.has, [caption.needs for caption in batch.captions])
+        loss = contrastive_loss(images, texts, self.model.logit_scale.exp(), is_true)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        with torch.no_grad():
+            self.model.logit_scale.clamp_(max=torch.tensor(MAX_LOGIT_SCALE).log().item())
+        self.step += 1
+        return float(loss.detach())
+
+    def save(self, file: Path) -> None:
+        """Write the whole state, or nothing."""
+        state = {
+            "settings": asdict(self.settings), "merges": [" ".join(merge) for merge in self.merges],
+            "model_cfg": self.model_cfg, "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(), "step": self.step, "seconds": self.seconds,
+        }  # fmt: skip
+        part = file.with_suffix(".part")
+        torch.save(state, part)
+        os.replace(part, file)  # noqa: PTH105  # atomic on every system
+
+    @classmethod
+    def load(cls, file: Path, *, hours: float | None = None) -> Run:
+        """The run of a checkpoint, with other hours if given."""
+        state = torch.load(file, weights_only=True)
+        settings = Settings(**{**state["settings"], **({"hours": hours} if hours else {})})
+        first, second = zip(*(line.split(" ") for line in state["merges"]), strict=True) if state["merges"] else ((), ())
+        run = cls(settings, list(zip(first, second, strict=True)), state["model_cfg"])
+        run.model.load_state_dict(state["model"])
+        run.optimizer.load_state_dict(state["optimizer"])
+        run.step, run.seconds = state["step"], state["seconds"]
+        return run
+
+
+def _fitted(ids: list[int]) -> list[int]:
+    """A caption within the longest length; only a few very long sentences are cut."""
+    return ids if len(ids) <= MAX_TOKENS else [*ids[: MAX_TOKENS - 1], ids[-1]]
+
+
+def draw_blanks(captions: Sequence[Sequence[int]], share: float, rng: torch.Generator) -> list[int]:
+    """How many random vectors stand before each caption: mostly none, else up to 16."""
+    some = torch.rand(len(captions), generator=rng) < share
+    n = torch.randint(1, 17, (len(captions),), generator=rng)
+    return [
+        min(k, MAX_TOKENS - len(ids)) if is_some else 0
+        for k, is_some, ids in zip(n.tolist(), some.tolist(), captions, strict=True)
+    ]
+
+
+class Threads:
+    """Keeps to as many threads as pay at present: beside other work, one is often faster than two."""
+
+    def __init__(self, most: int, every: int = 150) -> None:
+        self._most, self._every = most, every
+        self._trial: dict[int, list[float]] = {}
+        torch.set_num_threads(1)
+
+    def note(self, step: int, seconds: float) -> None:
+        """After each step: how long it took. Each number of threads is tried for four steps now and then."""
+        at = step % self._every
+        if self._most == 1 or at >= 4 * self._most + 1:
+            return
+        if at > 0:
+            self._trial.setdefault(torch.get_num_threads(), []).append(seconds)
+        if at % 4 == 0 and at // 4 < self._most:
+            torch.set_num_threads(at // 4 + 1)
+        if at == 4 * self._most:
+            best = min(self._trial, key=lambda n: sorted(self._trial[n])[1])
+            self._trial.clear()
+            torch.set_num_threads(best)
+
+
+def train(run: Run, batches: Batches, folder: Path, *, save_every_s: float, threads: int, steps: int | None) -> None:
+    """Train until the hours are over (or so many steps are made), with checkpoints and a log in ``folder``."""
+    stop: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda n, _: stop.append(n))
+    keeper = Threads(threads)
+    saved, losses, since = time.monotonic(), [], time.monotonic()
+    run.model.train()
+    while run.progress < 1 and not stop and (steps is None or run.step < steps):
+        started = time.monotonic()
+        falling = run.progress >= 1 - run.settings.fall
+        losses.append(run.train_step(batches[run.step]))
+        took = time.monotonic() - started
+        run.seconds += took
+        keeper.note(run.step, took)
+        if not falling and run.progress >= 1 - run.settings.fall:
+            run.save(folder / "before_fall.pt")
+        if run.step % 50 == 0:
+            now = time.monotonic()
+            _log(folder, run, sum(losses) / len(losses), len(losses) * run.settings.batch_size / (now - since))
+            losses, since = [], now
+        if time.monotonic() - saved > save_every_s:
+            run.save(folder / "last.pt")
+            saved = time.monotonic()
+    run.save(folder / "last.pt")
+
+
+def _log(folder: Path, run: Run, loss: float, images_per_s: float) -> None:
+    line = {
+        "step": run.step, "progress": round(run.progress, 4), "loss": round(loss, 4),
+        "logit_scale": round(float(run.model.logit_scale.detach().exp()), 2),
+        "rate": run.optimizer.param_groups[0]["lr"], "images_per_s": round(images_per_s, 1),
+        "threads": torch.get_num_threads(), "time": time.strftime("%H:%M:%S"),
+    }  # fmt: skip
+    with (folder / "log.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def read_material(corpus: Path, cache: Path, fonts: Sequence[Path]) -> Material:
+    """All that is at hand: photographs, signs in the fonts that were found, scenes if they were drawn."""
+    photos = read_photos(corpus, cache)
+    files = find_fonts(fonts)
+    return Material(photos, read_subjects(photos), draw_glyphs(files) if files else None, read_scenes(cache))
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("corpus", type=Path, help="folder with captions.tsv and its shards")
+    parser.add_argument("--output", type=Path, required=True, help="folder of checkpoints and log")
+    parser.add_argument("--cache", type=Path, required=True, help="folder of unpacked pictures and drawn scenes")
+    parser.add_argument("--vocabulary", type=Path, help="bpe.txt.gz to start with (see vocabulary.py)")
+    parser.add_argument("--fonts", type=Path, nargs="*", default=[], help="folders with .ttf files")
+    parser.add_argument("--hours", type=float, required=True, help="of training in all, earlier parts included")
+    parser.add_argument("--batch-size", type=int, default=Settings.batch_size)
+    parser.add_argument("--steps", type=int, help="stop after so many steps")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="at most")
+    parser.add_argument("--save-every", type=float, default=300, help="seconds")
+    args = parser.parse_args()
+
+    args.output.mkdir(parents=True, exist_ok=True)
+    last = args.output / "last.pt"
+    if last.exists():
+        run = Run.load(last, hours=args.hours)
+    else:
+        from softcpt.clip.bpe import MAX_MERGES, merges_of
+
+        merges = merges_of(args.vocabulary, MAX_MERGES)
+        settings = Settings(hours=args.hours, batch_size=args.batch_size)
+        run = Run(settings, merges, model_config(512 + len(merges) + 2))
+    material = read_material(args.corpus, args.cache, args.fonts)
+    batches = Batches(material, size=run.settings.batch_size, seed=run.settings.seed)
+    train(run, batches, args.output, save_every_s=args.save_every, threads=args.threads, steps=args.steps)
+
+
+if __name__ == "__main__":
+    main()
