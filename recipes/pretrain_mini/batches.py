@@ -16,11 +16,11 @@ from recipes.pretrain_mini.data import Photos
 from recipes.pretrain_mini.glyphs import Glyphs, caption_glyph, colour_values, lay_glyphs
 from recipes.pretrain_mini.scenes import Scenes
 
-MIXTURE: Mapping[str, float] = {"glyphs": 0.06, "scenes": 0.12, "pairs": 0.06, "twins": 0.2}
+MIXTURE: Mapping[str, float] = {"glyphs": 0.06, "scenes": 0.12, "pairs": 0.06, "twins": 0.14}
 """Shares of a batch; the rest are photographs by themselves. Twins are one photograph changed in two ways and
 pairs are two photographs in one picture, in both orders: only context words tell them apart."""
 
-_CHANGED = 0.4  # of the photographs by themselves
+_CHANGED = 0.3  # of the photographs by themselves
 _UNMENTIONED = 0.12  # of the changed ones: their captions are true all the same
 _COLOUR_NAMES = tuple(COLOURS)
 
@@ -48,13 +48,12 @@ class Batches:
 
     def __init__(self, material: Material, *, size: int, seed: int) -> None:
         self._material, self._size, self._seed = material, size, seed
-        self._counts = {
-            name: 2 * round(size * share / 2)
-            for name, share in MIXTURE.items()
-            if (name != "glyphs" or material.glyphs) and (name != "scenes" or material.scenes)
-        }
-        names = [i for i, subject in enumerate(material.subjects) if len(subject.phrases[0].split()) <= 4]
-        self._short = np.array(names)
+        self._counts = {name: 2 * round(size * share / 2) for name, share in MIXTURE.items()}
+        for name in ("glyphs", "scenes"):
+            if not getattr(material, name):
+                self._counts[name] = 0
+        # Two whole sentences would make a caption too long.
+        self._short = np.array([i for i, s in enumerate(material.subjects) if len(s.phrases[0].split()) <= 4])
         self._order: tuple[int, np.ndarray] = (-1, np.zeros(0, int))
 
     def __getitem__(self, step: int) -> Batch:
@@ -63,10 +62,11 @@ class Batches:
         words = Words(rng)
         n_photos = self._size - sum(self._counts.values()) + self._counts["twins"] // 2
         parts = [self._photographs(self._photo_indices(step, n_photos), rng, torch_rng, words)]
-        parts.append(self._pairs(self._counts["pairs"], rng, torch_rng, words))
-        if self._material.glyphs:
+        if self._counts["pairs"]:
+            parts.append(self._pairs(self._counts["pairs"], rng, torch_rng, words))
+        if self._material.glyphs and self._counts["glyphs"]:
             parts.append(self._glyphs(self._material.glyphs, self._counts["glyphs"], rng, torch_rng, words))
-        if self._material.scenes:
+        if self._material.scenes and self._counts["scenes"]:
             parts.append(self._scenes(self._material.scenes, self._counts["scenes"], rng, torch_rng, words))
         return Batch(
             torch.cat([part.images for part in parts]),
@@ -120,7 +120,9 @@ class Batches:
     def _pairs(self, n: int, rng: np.random.Generator, torch_rng: torch.Generator, words: Words) -> Batch:
         """Two photographs side by side or one above the other, and the same two the other way round."""
         first, second = (rng.choice(self._short, n // 2) for _ in range(2))
-        a, b = (jitter(crop_and_flip(self._images(i), torch_rng, least=0.5), torch_rng) for i in (first, second))
+        a, b = (
+            jitter(crop_and_flip(self._images(i), torch_rng, least=0.5), torch_rng) for i in (first, second)
+        )
         rows = [(i, j, bool(rng.random() < 0.5)) for i, j in zip(first, second, strict=True)]
         images, captions, has = [], [], []
         for x, y, is_swapped in ((a, b, False), (b, a, True)):
@@ -133,8 +135,6 @@ class Batches:
                 )
                 captions.append(caption)
                 has.append(facts)
-        if not images:
-            return Batch(torch.zeros(0, 3, *a.shape[2:]), [], [])
         return Batch(torch.stack(images), captions, has)
 
     def _glyphs(
@@ -187,7 +187,10 @@ def main_colours(images: Tensor) -> list[str]:
     two = near.topk(2, largest=False)
     clear = (two.values[:, 0] < 0.2) & (two.values[:, 1] - two.values[:, 0] > 0.08)
     clear &= middle.std(2).mean(1) < 0.2
-    return [_COLOUR_NAMES[k] if ok else "" for k, ok in zip(two.indices[:, 0].tolist(), clear.tolist(), strict=True)]
+    return [
+        _COLOUR_NAMES[k] if ok else ""
+        for k, ok in zip(two.indices[:, 0].tolist(), clear.tolist(), strict=True)
+    ]
 
 
 def pair_caption(

@@ -1,9 +1,9 @@
 """What is true of a picture, and how it is said.
 
-A *fact* is a short text that stands for something a picture shows: ``ladybug``, ``ladybug < beetle`` is not
-one, but ``beetle`` is. A :class:`Picture` has facts, a :class:`Caption` needs some; a caption is true of every
-picture that has all it needs. So what counts as a match follows from the words and not from which file a
-caption came with, and words that say how a picture was changed decide between right and wrong.
+A *fact* is a short text that stands for something a picture shows: ``ladybug``, ``beetle``, ``blurred``. A
+picture has facts, a caption needs some; a caption is true of every picture that has all it needs. So what
+counts as a match follows from the words and not from which file a caption came with, and words that say how a
+picture was changed decide between right and wrong.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ DOMAINS: Mapping[str, tuple[str, ...]] = {
     ),
     "sport": ("a sports photo of {}", "{} in action", "people doing {}", "sport: {}"),
     "product": (
-        "a product photo of {}", "{} for sale", "{} on a plain background", "a photo of {}, a piece of clothing",
-        "fashion: {}",
+        "a product photo of {}", "{} for sale", "{} on a plain background", "fashion: {}",
+        "a photo of {}, a piece of clothing",
     ),
     "sign": ("a traffic sign photo: {}", "{} by the road", "a photo of {}, a traffic sign"),
     "flower": ("a photo of {}, a type of flower", "a flower: {}", "{}, a kind of flower"),
@@ -67,8 +67,9 @@ _DOMAIN_OF_SOURCE = {
 
 PLAIN = (
     "a photo of {}", "a photo of {}", "a picture of {}", "a photograph of {}", "an image of {}", "{}", "{}",
-    "this is {}", "there is {} in the picture", "one can see {} here", "a view of {}", "a snapshot showing {}",
-    "here is a photo of {}", "the picture shows {}", "what you can see in this photo is {}",
+    "this is {}", "there is {} in the picture", "one can see {} here", "a view of {}",
+    "a snapshot showing {}", "here is a photo of {}", "the picture shows {}",
+    "what you can see in this photo is {}",
     "in this picture, taken some time ago, there is {}", "somebody took a photo, and it shows {}",
     "among all the pictures in the collection this is the one with {}",
     "we have been looking at this for a while and we think that it is {}",
@@ -76,8 +77,12 @@ PLAIN = (
 """Frames that say nothing about the picture; long ones put the name far behind, as learned prompts do."""
 
 _WITH_KIND = (
-    "a photo of {}, a type of {}", "{}, a kind of {}", "{1}: {0}", "{} ({})", "the {1} in this photo is {0}",
-)  # fmt: skip
+    "a photo of {}, a type of {}",
+    "{}, a kind of {}",
+    "{1}: {0}",
+    "{} ({})",
+    "the {1} in this photo is {0}",
+)
 _ONLY_KIND = ("a photo of a {}", "a {}", "some kind of {}", "a picture of a {}", "{}", "this is a kind of {}")
 
 _FRAMES = re.compile(
@@ -104,7 +109,7 @@ def fact_of(phrase: str) -> str:
 
 
 def take_apart(caption: str) -> tuple[str, str]:
-    """What a caption of the corpus names, without its frame, and the kind of thing it says that is, or ``""``.
+    """What a caption of the corpus names, without its frame, and the kind of thing that is, or ``""``.
 
     Example:
         >>> take_apart("a small photo of a ladybug, a type of beetle.")
@@ -123,7 +128,9 @@ def take_apart(caption: str) -> tuple[str, str]:
 def read_subjects(photos: Photos) -> list[Subject]:
     """What each photograph shows; what a corpus says of a name anywhere holds everywhere."""
     parts = [
-        [(c.strip().removesuffix("."), "") for c in captions] if source in _SENTENCES else [*map(take_apart, captions)]
+        [(c.strip().removesuffix("."), "") for c in captions]
+        if source in _SENTENCES
+        else [*map(take_apart, captions)]
         for source, captions in zip(photos.source, photos.captions, strict=True)
     ]
     spoken = _best_phrases(phrase for found in parts for phrase, _ in found)
@@ -197,7 +204,9 @@ class Words:
         phrase = self.pick(subject.phrases)
         needs = {fact_of(phrase), *(change.fact for change in changes)}
         if not changes and subject.domain != "photo" and self._rng.random() < 0.6:
-            return self._finished(self.pick(DOMAINS[subject.domain]), phrase, needs | {f"domain {subject.domain}"})
+            return self._finished(
+                self.pick(DOMAINS[subject.domain]), phrase, needs | {f"domain {subject.domain}"}
+            )
         if not changes:
             return self._finished(self.pick(PLAIN), phrase, needs)
         if subject.domain == "aerial":
@@ -207,13 +216,16 @@ class Words:
     def coloured(self, subject: Subject, colour: str) -> Caption:
         """A caption that says which colour a picture mostly has."""
         phrase = self.pick(subject.phrases)
-        frame = self.pick((f"{{}}, mostly {colour}", f"a {colour} picture of {{}}", f"a photo of something {colour}"))
+        frame = self.pick(
+            (f"{{}}, mostly {colour}", f"a {colour} picture of {{}}", f"a photo of something {colour}")
+        )
         needs = {f"mostly {colour}"} | ({fact_of(phrase)} if "{}" in frame else set())
         return self._finished(frame, phrase, needs)
 
     def frame(self, changes: Sequence[Change]) -> str:
         """A frame that mentions all changes, each before or behind the subject."""
-        adjectives, tails = [], []
+        adjectives: list[str] = []
+        tails: list[str] = []
         for change in changes:
             use_adjective = bool(change.adjectives) and (not change.tails or self._rng.random() < 0.5)
             (adjectives if use_adjective else tails).append(
@@ -224,7 +236,11 @@ class Words:
         if adjectives:
             noun = self.pick(("photo", "picture", "image", "photograph", "photo"))
             article = "an" if words[0] in "aeiou" else "a"
-            return f"{article} {words} {noun} of {{}}{tail}" if self._rng.random() < 0.8 else f"{words}: {{}}{tail}"
+            return (
+                f"{article} {words} {noun} of {{}}{tail}"
+                if self._rng.random() < 0.8
+                else f"{words}: {{}}{tail}"
+            )
         style = self._rng.random()
         if style < 0.25:  # what was done comes first
             return f"{', '.join(tails)}: {{}}"
@@ -238,7 +254,9 @@ class Words:
             return self._finished(self.pick(_ONLY_KIND), kind, {kind})
         facts = [p for p in subject.phrases if fact_of(p) != kind]
         phrase = self.pick(facts or subject.phrases)
-        return Caption(self.pick(_WITH_KIND).format(phrase, kind) + self._stop(), frozenset({fact_of(phrase), kind}))
+        return Caption(
+            self.pick(_WITH_KIND).format(phrase, kind) + self._stop(), frozenset({fact_of(phrase), kind})
+        )
 
     def _finished(self, frame: str, phrase: str, needs: Iterable[str]) -> Caption:
         return Caption(frame.replace("{}", phrase) + self._stop(), frozenset(needs))

@@ -8,10 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812  # its usual name
+import torch.nn.functional as F  # its usual name
 from torch import Tensor
 
 from recipes.pretrain_mini.captions import Change
+from recipes.pretrain_mini.data import SIZE_PX
 
 COLOURS: Mapping[str, tuple[float, float, float]] = {
     "black": (0.05, 0.05, 0.05), "white": (0.97, 0.97, 0.97), "grey": (0.5, 0.5, 0.5),
@@ -206,7 +207,7 @@ def _covered(colour: str) -> Pixels:
     return apply
 
 
-def _barred(upright: bool) -> Pixels:
+def _barred(*, upright: bool) -> Pixels:
     def apply(x: Tensor, rng: torch.Generator) -> Tensor:
         step = int(torch.randint(9, 14, (), generator=rng))
         bars = (torch.arange(x.shape[-1]) % step) < 3
@@ -216,58 +217,59 @@ def _barred(upright: bool) -> Pixels:
     return apply
 
 
-def _change(fact: str, adjectives: Sequence[str] = (), tails: Sequence[str] = ()) -> Change:
-    return Change(fact, tuple(adjectives), tuple(tails))
+def _kind(group: str, apply: Pixels, fact: str, adjectives: str, tails: str) -> Kind:
+    """A kind whose words are given as one text, separated by semicolons."""
+    before, behind = (tuple(w for w in text.split("; ") if w) for text in (adjectives, tails))
+    return Kind(Change(fact, before, behind), apply, group)
 
 
-_ALL = slice(None)
-_LOW, _HIGH = slice(None, 32), slice(32, None)
-_PLACES = {
-    "top left": (0.0, 0.0), "top right": (0.0, 1.0), "bottom left": (1.0, 0.0), "bottom right": (1.0, 1.0),
-}  # fmt: skip
+_ALL, _LOW, _HIGH = slice(None), slice(None, SIZE_PX // 2), slice(SIZE_PX // 2, None)
+_CORNERS = {
+    "top left": (0.0, 0.0),
+    "top right": (0.0, 1.0),
+    "bottom left": (1.0, 0.0),
+    "bottom right": (1.0, 1.0),
+}
 
 KINDS: tuple[Kind, ...] = (
-    Kind(_change("in black and white", ["black and white", "grey", "colourless"],
-                 ["in black and white", "without colours"]), _black_and_white, "colour"),
-    Kind(_change("dark", ["dark", "very dark"], ["in the dark", "at night", "with little light"]), _dark, "light"),
-    Kind(_change("bright", ["bright", "overexposed"], ["with too much light", "in bright light"]), _bright, "light"),
-    Kind(_change("faded", ["faded", "pale"], ["in fog", "washed out"]), _faded, "light"),
-    Kind(_change("vivid", ["colourful", "vivid"], ["in strong colours"]), _vivid, "colour"),
-    Kind(_change("negative", ["negative", "inverted"], ["with inverted colours"]), _negative, "colour"),
-    Kind(_change("old", ["old", "sepia"], ["in brown tones", "from long ago"]), _old, "colour"),
-    Kind(_change("few colours", ["posterized"], ["with few colours", "painted"]), _few_colours, "colour"),
-    Kind(_change("drawn", ["drawn"], ["as a sketch", "as a line drawing", "drawn with a pencil"]), _drawn, "colour"),
-    *(Kind(_change(f"tint {c}", [f"{c}-tinted", f"{c}ish" if c != "orange" else "orange-tinted"],
-                   [f"in {c} light", f"tinted {c}", f"seen through {c} glass"]), _tinted(c), "colour")
+    _kind("colour", _black_and_white, "in black and white", "black and white; grey; colourless",
+          "in black and white; without colours"),
+    _kind("light", _dark, "dark", "dark; very dark", "in the dark; at night; with little light"),
+    _kind("light", _bright, "bright", "bright; overexposed", "with too much light; in bright light"),
+    _kind("light", _faded, "faded", "faded; pale", "in fog; washed out"),
+    _kind("colour", _vivid, "vivid", "colourful; vivid", "in strong colours"),
+    _kind("colour", _negative, "negative", "negative; inverted", "with inverted colours"),
+    _kind("colour", _old, "old", "old; sepia", "in brown tones; from long ago"),
+    _kind("colour", _few_colours, "few colours", "posterized", "with few colours; painted"),
+    _kind("colour", _drawn, "drawn", "drawn", "as a sketch; as a line drawing; drawn with a pencil"),
+    *(_kind("colour", _tinted(c), f"tint {c}", f"{c}-tinted; {'' if c == 'orange' else f'{c}ish'}",
+            f"in {c} light; tinted {c}; seen through {c} glass")
       for c in _TINTS),
-    Kind(_change("blurred", ["blurry", "blurred"], ["out of focus", "not sharp"]), _blurred, "sharp"),
-    Kind(_change("shaken", ["shaken", "moving"], ["in motion", "moving fast"]), _shaken, "sharp"),
-    Kind(_change("noisy", ["noisy", "grainy"], ["with a lot of noise"]), _noisy, "sharp"),
-    Kind(_change("pixelated", ["pixelated", "low resolution"], ["in large pixels"]), _pixelated, "sharp"),
-    Kind(_change("upside down", ["upside down"], ["upside down", "standing on its head"]), _upside_down, "turn"),
-    Kind(_change("sideways", ["rotated"], ["turned sideways", "lying on its side"]), _sideways, "turn"),
-    Kind(_change("tilted", ["tilted", "slanted"], ["tilted", "at an angle"]), _tilted, "turn"),
-    Kind(_change("wide", ["stretched"], ["stretched wide", "too wide"]), _stretched(wide=True), "shape"),
-    Kind(_change("tall", ["narrow"], ["stretched tall", "too tall"]), _stretched(wide=False), "shape"),
-    Kind(_change("close", ["close-up", "cropped"], ["cropped close", "seen from very near", "a detail"]),
-         _close, "crop"),
-    *(Kind(_change(f"small {place}", [], [f"in the {place} corner", f"small, at the {place}"]), _placed(*at), "place")
-      for place, at in _PLACES.items()),
-    Kind(_change("small middle", ["small"], ["small, in the middle", "far away"]), _placed(0.5, 0.5, 0.45), "place"),
-    Kind(_change("left half", [], ["on the left", "only the left half", "at the left side"]),
-         _half(_ALL, _LOW), "place"),
-    Kind(_change("right half", [], ["on the right", "only the right half", "at the right side"]),
-         _half(_ALL, _HIGH), "place"),
-    Kind(_change("top half", [], ["at the top", "only the upper half"]), _half(_LOW, _ALL), "place"),
-    Kind(_change("bottom half", [], ["at the bottom", "only the lower half"]), _half(_HIGH, _ALL), "place"),
-    *(Kind(_change(f"frame {c}", [f"{c}-framed"],
-                   [f"in a {c} frame", f"with a {c} border", f"on a {c} background"]), _framed(c), "frame")
+    _kind("sharp", _blurred, "blurred", "blurry; blurred", "out of focus; not sharp"),
+    _kind("sharp", _shaken, "shaken", "shaken; moving", "in motion; moving fast"),
+    _kind("sharp", _noisy, "noisy", "noisy; grainy", "with a lot of noise"),
+    _kind("sharp", _pixelated, "pixelated", "pixelated; low resolution", "in large pixels"),
+    _kind("turn", _upside_down, "upside down", "upside down", "upside down; standing on its head"),
+    _kind("turn", _sideways, "sideways", "rotated", "turned sideways; lying on its side"),
+    _kind("turn", _tilted, "tilted", "tilted; slanted", "tilted; at an angle"),
+    _kind("shape", _stretched(wide=True), "wide", "stretched", "stretched wide; too wide"),
+    _kind("shape", _stretched(wide=False), "tall", "narrow", "stretched tall; too tall"),
+    _kind("crop", _close, "close", "close-up; cropped", "cropped close; seen from very near; a detail"),
+    *(_kind("place", _placed(*at), f"small {corner}", "", f"in the {corner} corner; small, at the {corner}")
+      for corner, at in _CORNERS.items()),
+    _kind("place", _placed(0.5, 0.5, 0.45), "small middle", "small", "small, in the middle; far away"),
+    _kind("place", _half(_ALL, _LOW), "left half", "", "on the left; only the left half; at the left side"),
+    _kind("place", _half(_ALL, _HIGH), "right half", "",
+          "on the right; only the right half; at the right side"),
+    _kind("place", _half(_LOW, _ALL), "top half", "", "at the top; only the upper half"),
+    _kind("place", _half(_HIGH, _ALL), "bottom half", "", "at the bottom; only the lower half"),
+    *(_kind("frame", _framed(c), f"frame {c}", f"{c}-framed",
+            f"in a {c} frame; with a {c} border; on a {c} background")
       for c in COLOURS),
-    *(Kind(_change(f"cover {c}", [], [f"behind a {c} square", f"partly hidden by a {c} square"]),
-           _covered(c), "frame")
+    *(_kind("frame", _covered(c), f"cover {c}", "", f"behind a {c} square; partly hidden by a {c} square")
       for c in COLOURS if c not in ("grey", "beige")),
-    Kind(_change("bars", ["barred"], ["behind bars", "with vertical stripes"]), _barred(True), "frame"),
-    Kind(_change("blinds", [], ["behind blinds", "with horizontal stripes"]), _barred(False), "frame"),
+    _kind("frame", _barred(upright=True), "bars", "barred", "behind bars; with vertical stripes"),
+    _kind("frame", _barred(upright=False), "blinds", "", "behind blinds; with horizontal stripes"),
 )  # fmt: skip
 
 # Frames and covers come in many colours; each colour counts as a fraction of a kind.
@@ -299,7 +301,7 @@ def apply_changes(images: Tensor, chosen: Sequence[Sequence[int]], rng: torch.Ge
 
 
 def crop_and_flip(images: Tensor, rng: torch.Generator, *, least: float = 0.25) -> Tensor:
-    """A random part of each picture at full size, half of them mirrored: of at least this share of the area."""
+    """A random part, of at least this share of the area, of each picture at full size; half are mirrored."""
     n = len(images)
     share = least + (1 - least) * torch.rand(n, generator=rng)
     ratio = torch.exp((2 * torch.rand(n, generator=rng) - 1) * math.log(4 / 3) / 2)

@@ -44,7 +44,9 @@ def read_photos(corpus: Path, cache: Path) -> Photos:
         _unpack(corpus, {name: i for i, (name, *_) in enumerate(rows)}, file)
     pixels = np.load(file, mmap_mode="r")
     if len(pixels) != len(rows):
-        raise ValueError(f"{file} holds {len(pixels)} pictures and {corpus} names {len(rows)}: delete the file")
+        raise ValueError(
+            f"{file} holds {len(pixels)} pictures and {corpus} names {len(rows)}: delete the file"
+        )
     return Photos(pixels, [row[2] for row in rows], [row[3].split("|") for row in rows])
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812  # its usual name
+import torch.nn.functional as F  # its usual name
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -51,7 +51,9 @@ def draw_glyphs(fonts: Sequence[Path]) -> Glyphs:
 def find_fonts(folders: Sequence[Path]) -> list[Path]:
     """The font files of some folders that have letters of the usual kind."""
     return sorted(
-        {file.name: file for folder in folders for file in folder.rglob("*.ttf") if "Math" not in file.name}.values()
+        {
+            file.name: file for folder in folders for file in folder.rglob("*.ttf") if "Math" not in file.name
+        }.values()
     )
 
 
@@ -66,32 +68,42 @@ def _case(sign: str) -> list[str]:
 
 
 def _style(font: str) -> list[str]:
-    kinds = {"Bold": "bold", "Oblique": "slanted", "Italic": "slanted", "Serif": "serif", "Mono": "typewriter"}
+    kinds = {
+        "Bold": "bold",
+        "Oblique": "slanted",
+        "Italic": "slanted",
+        "Serif": "serif",
+        "Mono": "typewriter",
+    }
     return sorted({style for key, style in kinds.items() if key in font})
 
 
-def lay_glyphs(
-    backgrounds: Tensor, masks: Tensor, colours: Tensor, rng: torch.Generator
-) -> Tensor:
+def lay_glyphs(backgrounds: Tensor, masks: Tensor, colours: Tensor, rng: torch.Generator) -> Tensor:
     """Signs laid on pictures, each moved, turned and scaled a little: [n, 3, S, S]."""
     n = len(masks)
     angle = 0.35 * (2 * torch.rand(n, generator=rng) - 1)
     scale = 0.85 + 0.8 * torch.rand(n, generator=rng)
     shift = 0.35 * (2 * torch.rand(n, 2, generator=rng) - 1)
     cos, sin = angle.cos() * scale, angle.sin() * scale
-    matrix = torch.stack([torch.stack([cos, -sin, shift[:, 0]], 1), torch.stack([sin, cos, shift[:, 1]], 1)], 1)
+    matrix = torch.stack(
+        [torch.stack([cos, -sin, shift[:, 0]], 1), torch.stack([sin, cos, shift[:, 1]], 1)], 1
+    )
     grid = F.affine_grid(matrix, [n, 1, *masks.shape[-2:]], align_corners=False)
     soft = F.grid_sample(masks[:, None].float() / 255, grid, align_corners=False)
     return soft * colours.view(n, 3, 1, 1) + (1 - soft) * backgrounds
 
 
-def caption_glyph(facts: frozenset[str], colour: str, ground: str, words: Words) -> tuple[Caption, frozenset[str]]:
+def caption_glyph(
+    facts: frozenset[str], colour: str, ground: str, words: Words
+) -> tuple[Caption, frozenset[str]]:
     """A caption of a sign in a colour on a ground (a colour or ``"photo"``), and all that is true of it."""
     name = next(f for f in facts if f.startswith(("digit", "letter")))
     is_digit, what = name.startswith("digit"), name.split()[1]
     has = {*facts, f"sign {colour}", f"ground {ground}", "digit" if is_digit else "letter"}
     needs, sign = {name}, what if not is_digit or words.chance(0.6) else str(_DIGITS.index(what))
-    noun = words.pick(("the digit {}", "the number {}", "a {}") if is_digit else ("the letter {}", "a letter {}"))
+    noun = words.pick(
+        ("the digit {}", "the number {}", "a {}") if is_digit else ("the letter {}", "a letter {}")
+    )
     if not is_digit and words.chance(0.4):
         case = next(f for f in facts if f.endswith(" letter"))
         needs.add(case)
@@ -101,7 +113,9 @@ def caption_glyph(facts: frozenset[str], colour: str, ground: str, words: Words)
     if words.chance(0.5):
         needs.add(f"sign {colour}")
         article, rest = text.split(" ", 1)
-        text = f"{'an' if article != 'the' and colour[0] in 'aeiou' else article} {colour} {rest}".replace("an the", "the")
+        text = f"{'an' if article != 'the' and colour[0] in 'aeiou' else article} {colour} {rest}".replace(
+            "an the", "the"
+        )
     styles = sorted(facts & {"bold", "slanted", "serif", "typewriter"})
     if styles and words.chance(0.4):
         style = words.pick(styles)
@@ -111,7 +125,10 @@ def caption_glyph(facts: frozenset[str], colour: str, ground: str, words: Words)
     if words.chance(0.5):
         needs.add(f"ground {ground}")
         text += " on a photo" if ground == "photo" else f" on a {ground} background"
-    return Caption(words.pick(("{}", "{}.", "a picture of {}.", "this is {}.", "here is {}")).format(text), frozenset(needs)), frozenset(has)
+    return Caption(
+        words.pick(("{}", "{}.", "a picture of {}.", "this is {}.", "here is {}")).format(text),
+        frozenset(needs),
+    ), frozenset(has)
 
 
 def colour_values(names: Sequence[str]) -> Tensor:

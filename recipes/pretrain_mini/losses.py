@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F  # noqa: N812  # its usual name
+import torch.nn.functional as F  # its usual name
 from torch import Tensor
 
 
@@ -13,7 +13,8 @@ def true_pairs(has: Sequence[frozenset[str]], needs: Sequence[frozenset[str]]) -
     """[B, B]: whether picture i has every fact that caption j needs.
 
     Example:
-        >>> true_pairs([frozenset({"dog", "dark"}), frozenset({"dog"})], [frozenset({"dog"}), frozenset({"dark"})])
+        >>> has = [frozenset({"dog", "dark"}), frozenset({"dog"})]
+        >>> true_pairs(has, [frozenset({"dog"}), frozenset({"dark"})])
         tensor([[ True,  True],
                 [ True, False]])
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812  # its usual name
+import torch.nn.functional as F  # its usual name
 from open_clip.model import CLIP
 from torch import Tensor
 
@@ -14,7 +14,12 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def model_config(
-    vocab_size: int, *, width: int = 28, layers: tuple[int, ...] = (2, 2, 2, 2), text_width: int = 256, text_layers: int = 6
+    vocab_size: int,
+    *,
+    width: int = 28,
+    layers: tuple[int, ...] = (2, 2, 2, 2),
+    text_width: int = 256,
+    text_layers: int = 6,
 ) -> dict[str, Any]:
     """``model_cfg`` in open_clip's form."""
     return {
@@ -44,8 +49,15 @@ def encode_images(model: CLIP, pixels: Tensor) -> Tensor:
     return F.normalize(features.float(), dim=1)
 
 
-def encode_texts(model: CLIP, captions: list[list[int]], blanks: list[int], noise: torch.Generator) -> Tensor:
-    """Captions of any length -> [B, D] of length 1.
+def encode_texts(
+    model: CLIP,
+    captions: list[list[int]],
+    blanks: list[int],
+    noise: torch.Generator,
+    *,
+    normalise: bool = True,
+) -> Tensor:
+    """Captions of any length -> [B, D], of length 1 if normalised.
 
     Captions of similar length go together, so that little is padded. ``blanks`` says how many random vectors
     stand between the start token and a caption: what a learned context looks like before it has learned.
@@ -56,7 +68,8 @@ def encode_texts(model: CLIP, captions: list[list[int]], blanks: list[int], nois
     features = torch.cat([_encode_part(model, captions, blanks, part, noise) for part in parts])
     back = torch.empty(len(order), dtype=torch.long)
     back[torch.tensor(order)] = torch.arange(len(order))
-    return F.normalize(features[back].float(), dim=1)
+    features = features[back].float()
+    return F.normalize(features, dim=1) if normalise else features
 
 
 def _encode_part(
@@ -74,6 +87,8 @@ def _encode_part(
     size = x.detach().square().mean().sqrt() * torch.rand(len(rows), 1, 1, generator=noise)
     x = torch.where(is_blank[..., None], size * torch.randn(x.shape, generator=noise), x)
     x = x + model.positional_embedding[:longest]
+    if torch.is_autocast_enabled("cpu"):
+        x = x.to(torch.bfloat16)  # else every block casts back and forth, a quarter of the time
     x = model.transformer(x, attn_mask=model.attn_mask[:longest, :longest])
     ends = torch.tensor([len(captions[i]) + blanks[i] - 1 for i in rows])
     pooled = model.ln_final(x[torch.arange(len(rows)), ends])

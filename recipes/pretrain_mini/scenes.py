@@ -1,4 +1,4 @@
-"""The package's own drawn scenes with their captions, drawn once into a file (other seeds than the suites')."""
+"""The package's own drawn scenes and their captions, drawn once into a file; seeds unlike the suites'."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def draw_scenes(n: int, cache: Path) -> None:
     from softcpt.builtin.captions import describe
     from softcpt.builtin.draw import draw
     from softcpt.builtin.scene import sample_scene
-    from softcpt.builtin.tasks import HELD_OUT_TASKS
+    from softcpt.builtin.scenes import HELD_OUT_TASKS
 
     cache.mkdir(parents=True, exist_ok=True)
     part = cache / "scenes.part"

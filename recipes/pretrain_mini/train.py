@@ -65,7 +65,8 @@ def rate_at(progress: float, settings: Settings) -> float:
     A plateau, since a checkpoint on it can be trained on for longer than was first planned.
 
     Example:
-        >>> [round(rate_at(p, Settings(1.0, rate=1.0, warm_up=0.1, fall=0.5)), 2) for p in (0.05, 0.3, 0.75, 1.0)]
+        >>> settings = Settings(hours=1.0, rate=1.0, warm_up=0.1, fall=0.5)
+        >>> [round(rate_at(progress, settings), 2) for progress in (0.05, 0.3, 0.75, 1.0)]
         [0.5, 1.0, 0.5, 0.0]
     """
     rising = progress / settings.warm_up if settings.warm_up else 1.0
@@ -81,7 +82,8 @@ class Run:
         matrices = [p for name, p in self.model.named_parameters() if p.ndim >= 2 and "embedding" not in name]
         others = [p for name, p in self.model.named_parameters() if p.ndim < 2 or "embedding" in name]
         self.optimizer = torch.optim.AdamW(
-            [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}],
+            [{"params": matrices, "weight_decay": settings.weight_decay},
+             {"params": others, "weight_decay": 0.0}],
             lr=settings.rate, betas=(0.9, 0.98), eps=1e-6,
         )  # fmt: skip
         self.tokenize = FastTokenizer(merges)
@@ -106,7 +108,7 @@ class Run:
         is_true = true_pairs(batch.has, [caption.needs for caption in batch.captions])
         loss = contrastive_loss(images, texts, self.model.logit_scale.exp(), is_true)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         with torch.no_grad():
@@ -130,7 +132,9 @@ class Run:
         """The run of a checkpoint, with other hours if given."""
         state = torch.load(file, weights_only=True)
         settings = Settings(**{**state["settings"], **({"hours": hours} if hours else {})})
-        first, second = zip(*(line.split(" ") for line in state["merges"]), strict=True) if state["merges"] else ((), ())
+        first, second = (
+            zip(*(line.split(" ") for line in state["merges"]), strict=True) if state["merges"] else ((), ())
+        )
         run = cls(settings, list(zip(first, second, strict=True)), state["model_cfg"])
         run.model.load_state_dict(state["model"])
         run.optimizer.load_state_dict(state["optimizer"])
@@ -176,8 +180,10 @@ class Threads:
             torch.set_num_threads(best)
 
 
-def train(run: Run, batches: Batches, folder: Path, *, save_every_s: float, threads: int, steps: int | None) -> None:
-    """Train until the hours are over (or so many steps are made), with checkpoints and a log in ``folder``."""
+def train(
+    run: Run, batches: Batches, folder: Path, *, save_every_s: float, threads: int, steps: int | None
+) -> None:
+    """Train until the hours are over or the steps are made; checkpoints and a log go to ``folder``."""
     stop: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda n, _: stop.append(n))
@@ -195,7 +201,9 @@ def train(run: Run, batches: Batches, folder: Path, *, save_every_s: float, thre
             run.save(folder / "before_fall.pt")
         if run.step % 50 == 0:
             now = time.monotonic()
-            _log(folder, run, sum(losses) / len(losses), len(losses) * run.settings.batch_size / (now - since))
+            _log(
+                folder, run, sum(losses) / len(losses), len(losses) * run.settings.batch_size / (now - since)
+            )
             losses, since = [], now
         if time.monotonic() - saved > save_every_s:
             run.save(folder / "last.pt")
@@ -226,10 +234,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("corpus", type=Path, help="folder with captions.tsv and its shards")
     parser.add_argument("--output", type=Path, required=True, help="folder of checkpoints and log")
-    parser.add_argument("--cache", type=Path, required=True, help="folder of unpacked pictures and drawn scenes")
+    parser.add_argument(
+        "--cache", type=Path, required=True, help="folder of unpacked pictures and drawn scenes"
+    )
     parser.add_argument("--vocabulary", type=Path, help="bpe.txt.gz to start with (see vocabulary.py)")
     parser.add_argument("--fonts", type=Path, nargs="*", default=[], help="folders with .ttf files")
-    parser.add_argument("--hours", type=float, required=True, help="of training in all, earlier parts included")
+    parser.add_argument(
+        "--hours", type=float, required=True, help="of training in all, earlier parts included"
+    )
     parser.add_argument("--batch-size", type=int, default=Settings.batch_size)
     parser.add_argument("--steps", type=int, help="stop after so many steps")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="at most")

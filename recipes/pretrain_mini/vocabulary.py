@@ -26,8 +26,8 @@ def words_of(texts: Iterable[str], *, least: int = 1) -> list[str]:
 def cut_vocabulary(words: Iterable[str]) -> list[Merge]:
     """The merges, in CLIP's order, that CLIP uses in these words.
 
-    A word keeps its tokens: each step of its encoding takes the first merge of those that fit, and that one is
-    kept. Other words are spelled in smaller pieces, down to bytes.
+    A word keeps its tokens: each step of its encoding takes the first merge of those that fit, and that one
+    is kept. Other words are spelled in smaller pieces, down to bytes.
     """
     merges = merges_of(default_vocabulary(), MAX_MERGES)
     ranks = {merge: rank for rank, merge in enumerate(merges)}

@@ -1,0 +1,79 @@
+"""A checkpoint -> a backbone folder: ``python -m recipes.pretrain_mini.export last.pt TO --suites ...``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from recipes.pretrain_mini.model import MEAN, STD, encode_texts
+from recipes.pretrain_mini.train import Run
+from softcpt.clip.bpe import vocabulary_bytes
+from softcpt.clip.folder import CONFIG, VOCABULARY
+from softcpt.data.suite import load_suite
+
+WEIGHTS = "open_clip_model.safetensors"
+TEXT_NORM = 10.0
+"""Mean norm of raw text features, near released CLIPs': SoftCPT's contexts scale with it, scores do not."""
+
+
+def export(run: Run, folder: Path, prompts: Sequence[str]) -> None:
+    """Write config, weights in fp16, vocabulary; the text projection gives ``prompts`` the mean norm 10."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        name: tensor.detach().clone()
+        for name, tensor in run.model.state_dict().items()
+        if not name.endswith(("num_batches_tracked", "attn_mask"))
+    }
+    tensors["text_projection"] *= TEXT_NORM / float(raw_norms(run, prompts).mean())
+    save_file({name: t.to(torch.float16).contiguous() for name, t in tensors.items()}, folder / WEIGHTS)
+    config = {
+        "model_cfg": run.model_cfg,
+        "preprocess_cfg": {
+            "mean": list(MEAN), "std": list(STD), "interpolation": "bicubic", "resize_mode": "shortest",
+        },
+        "vocabulary": VOCABULARY,
+    }  # fmt: skip
+    (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    (folder / VOCABULARY).write_bytes(vocabulary_bytes(run.merges))
+
+
+@torch.no_grad()
+def raw_norms(run: Run, prompts: Sequence[str]) -> Tensor:
+    """Norms of text features before they are normalised, [n]."""
+    run.model.eval()
+    ids = [run.tokenize(prompt) for prompt in prompts]
+    features = encode_texts(run.model, ids, [0] * len(ids), torch.Generator(), normalise=False)
+    norms: Tensor = features.norm(dim=1)
+    return norms
+
+
+def class_prompts(suites: Sequence[Path]) -> list[str]:
+    """The zero-shot prompts of all classes of some suites."""
+    return [
+        task.template.replace("{}", name)
+        for folder in suites
+        for task in load_suite(folder, check_images=False).tasks
+        for name in task.classes
+    ]
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument(
+        "--suites", type=Path, nargs="+", required=True, help="whose class prompts set the norm"
+    )
+    args = parser.parse_args()
+    export(Run.load(args.checkpoint), args.folder, class_prompts(args.suites))
+
+
+if __name__ == "__main__":
+    main()
