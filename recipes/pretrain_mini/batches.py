@@ -20,7 +20,7 @@ MIXTURE: Mapping[str, float] = {"glyphs": 0.06, "scenes": 0.12, "pairs": 0.06, "
 """Shares of a batch; the rest are photographs by themselves. Twins are one photograph changed in two ways and
 pairs are two photographs in one picture, in both orders: only context words tell them apart."""
 
-_CHANGED = 0.3  # of the photographs by themselves
+CHANGED = 0.3  # of the photographs by themselves
 _UNMENTIONED = 0.12  # of the changed ones: their captions are true all the same
 _COLOUR_NAMES = tuple(COLOURS)
 
@@ -96,7 +96,7 @@ class Batches:
         self, indices: np.ndarray, rng: np.random.Generator, torch_rng: torch.Generator, words: Words
     ) -> Batch:
         n_twins = self._counts["twins"] // 2
-        chosen = [draw_changes(_how_many(rng), rng) if rng.random() < _CHANGED else [] for _ in indices]
+        chosen = [draw_changes(_how_many(rng), rng) if rng.random() < CHANGED else [] for _ in indices]
         for i in range(n_twins):
             chosen[i] = draw_changes(_how_many(rng), rng)
         indices = np.concatenate([indices, indices[:n_twins]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 from collections.abc import Mapping
@@ -9,6 +10,10 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+import numpy as np
+
+from recipes.pretrain_mini.batches import CHANGED
+from recipes.pretrain_mini.scenes import held_out_tasks, read_scenes
 from recipes.pretrain_mini.train import Run
 from softcpt.clip.backbone import load_backbone
 
@@ -66,3 +71,32 @@ def figure_table(figures: Mapping[str, Mapping[str, float]]) -> str:
     rows = [["suite", *columns], ["---"] * (len(columns) + 1)]
     rows += [[name, *(str(row[column]) for column in columns)] for name, row in figures.items()]
     return "\n".join(f"|{'|'.join(row)}|" if row[0] == "---" else f"| {' | '.join(row)} |" for row in rows)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, help="as export wrote it")
+    parser.add_argument("run", type=Path, help="folder with last.pt and log.jsonl")
+    parser.add_argument("cache", type=Path, help="folder of unpacked pictures and drawn scenes")
+    parser.add_argument("--figures", type=Path, help="what evaluate printed")
+    parser.add_argument("--notes", type=Path, help="text that goes below the figures")
+    parser.add_argument("--fonts", type=int, default=0, help="how many fonts there were")
+    parser.add_argument("--seeds", type=int, default=3, help="of the figures")
+    args = parser.parse_args()
+    scenes = read_scenes(args.cache)
+    facts = {
+        "n_photos": len(np.load(args.cache / "photos.npy", mmap_mode="r")),
+        "n_scenes": len(scenes.captions) if scenes else 0,
+        "n_fonts": args.fonts,
+        "held_out": ", ".join(held_out_tasks()) if scenes else "none",
+        "share_changed": round(100 * CHANGED),
+        "n_seeds": args.seeds,
+        "notes": args.notes.read_text("utf-8") if args.notes else "",
+    }
+    figures = json.loads(args.figures.read_text("utf-8")) if args.figures else {}
+    write_card(args.folder, Run.load(args.run / "last.pt"), args.run / "log.jsonl", facts, figures)
+
+
+if __name__ == "__main__":
+    main()

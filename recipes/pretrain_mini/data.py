@@ -37,7 +37,7 @@ class Photos(NamedTuple):
 
 def read_photos(corpus: Path, cache: Path) -> Photos:
     """All pictures of a corpus; unpacked into ``cache`` the first time."""
-    rows = [line.split("\t") for line in (corpus / "captions.tsv").read_text("utf-8").splitlines()[1:]]
+    rows = _rows(corpus)
     file = cache / "photos.npy"
     if not file.exists():
         cache.mkdir(parents=True, exist_ok=True)
@@ -48,6 +48,15 @@ def read_photos(corpus: Path, cache: Path) -> Photos:
             f"{file} holds {len(pixels)} pictures and {corpus} names {len(rows)}: delete the file"
         )
     return Photos(pixels, [row[2] for row in rows], [row[3].split("|") for row in rows])
+
+
+def read_captions(corpus: Path) -> list[list[str]]:
+    """The captions of each picture of a corpus."""
+    return [row[3].split("|") for row in _rows(corpus)]
+
+
+def _rows(corpus: Path) -> list[list[str]]:
+    return [line.split("\t") for line in (corpus / "captions.tsv").read_text("utf-8").splitlines()[1:]]
 
 
 def _unpack(corpus: Path, row_of: dict[str, int], file: Path) -> None:

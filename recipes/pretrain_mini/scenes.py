@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 from pathlib import Path
@@ -9,6 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from softcpt.builtin.captions import describe
+from softcpt.builtin.draw import draw
+from softcpt.builtin.scene import sample_scene
+from softcpt.builtin.scenes import HELD_OUT_TASKS
 
 from recipes.pretrain_mini.data import SIZE_PX
 
@@ -26,11 +31,6 @@ class Scenes(NamedTuple):
 
 def draw_scenes(n: int, cache: Path) -> None:
     """Draw and describe ``n`` scenes into ``cache``; the held-out tasks' attributes are never mentioned."""
-    from softcpt.builtin.captions import describe
-    from softcpt.builtin.draw import draw
-    from softcpt.builtin.scene import sample_scene
-    from softcpt.builtin.scenes import HELD_OUT_TASKS
-
     cache.mkdir(parents=True, exist_ok=True)
     part = cache / "scenes.part"
     pixels = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=(n, SIZE_PX, SIZE_PX, 3))
@@ -45,9 +45,27 @@ def draw_scenes(n: int, cache: Path) -> None:
     os.replace(part, cache / "scenes.npy")  # noqa: PTH105  # atomic; its presence says that all is there
 
 
+def held_out_tasks() -> tuple[str, ...]:
+    """Tasks of the built-in suite that no caption speaks of."""
+    return tuple(HELD_OUT_TASKS)
+
+
 def read_scenes(cache: Path) -> Scenes | None:
     """The scenes of a cache, or None where none were drawn."""
     if not (cache / "scenes.npy").exists():
         return None
     captions = json.loads((cache / "scenes.json").read_text("utf-8"))
     return Scenes(np.load(cache / "scenes.npy", mmap_mode="r"), captions)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("cache", type=Path)
+    parser.add_argument("--scenes", type=int, default=16_000)
+    args = parser.parse_args()
+    draw_scenes(args.scenes, args.cache)
+
+
+if __name__ == "__main__":
+    main()

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import itertools
+import string
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import regex  # type: ignore[import-untyped]  # only its stubs are missing
 
-from softcpt.clip.bpe import MAX_MERGES, BpeTokenizer, merges_of
+from recipes.pretrain_mini.captions import DOMAINS, PLAIN
+from recipes.pretrain_mini.changes import COLOURS, KINDS
+from recipes.pretrain_mini.data import read_captions
+from recipes.pretrain_mini.scenes import read_scenes
+from softcpt.clip.bpe import MAX_MERGES, BpeTokenizer, merges_of, vocabulary_bytes
 from softcpt.clip.open_clip import default_vocabulary
 
 Merge = tuple[str, str]
@@ -71,3 +78,32 @@ class FastTokenizer:
                 self._words[word] = self._bpe.encode(word)
             ids += self._words[word]
         return [*ids, self._bpe.eot]
+
+
+def words_of_recipe() -> list[str]:
+    """The words that the recipe itself puts into captions."""
+    said = [text for kind in KINDS for text in (*kind.words.adjectives, *kind.words.tails)]
+    frames = [*PLAIN, *(frame for frames in DOMAINS.values() for frame in frames)]
+    signs = [*string.digits, *string.ascii_lowercase]
+    pairs = ["two pictures side by side on the left and beside of above below over at the top bottom"]
+    glyphs = ["the digit number letter a capital lowercase in bold italics with serifs typewriter letters"]
+    return words_of([*said, *frames, *signs, *pairs, *glyphs, *COLOURS, "mostly something background"])
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("corpus", type=Path)
+    parser.add_argument("file", type=Path, help="the bpe.txt.gz to write")
+    parser.add_argument("--cache", type=Path, help="folder of drawn scenes")
+    parser.add_argument("--least", type=int, default=3, help="how often a word occurs at least")
+    args = parser.parse_args()
+    texts = [text for captions in read_captions(args.corpus) for text in captions]
+    scenes = read_scenes(args.cache) if args.cache else None
+    drawn = [text for captions in scenes.captions for text in captions] if scenes else []
+    words = {*words_of([*set(texts), *drawn], least=args.least), *words_of_recipe()}
+    args.file.write_bytes(vocabulary_bytes(cut_vocabulary(words)))
+
+
+if __name__ == "__main__":
+    main()
