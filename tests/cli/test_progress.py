@@ -3,7 +3,7 @@
 import pytest
 
 from softcpt.app.cli.progress import clock, figures, show_progress
-from softcpt.engine.loop import Progress
+from softcpt.core.progress import Progress
 
 
 def test_figures_are_those_that_are_known():

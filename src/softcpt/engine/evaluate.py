@@ -12,6 +12,7 @@ import torch
 
 from softcpt.clip.backbone import Backbone, load_backbone
 from softcpt.core.errors import Fault, RunError, SuiteError, nearest
+from softcpt.core.progress import OnProgress, Progress
 from softcpt.data.image import check_image
 from softcpt.data.record import Record, Suite, Task
 from softcpt.data.split import split_suite
@@ -19,7 +20,6 @@ from softcpt.data.suite import load_suite, scan_suite
 from softcpt.engine.adapter import problem_of, restore_classifier
 from softcpt.engine.cache_place import CacheChoice, open_cache
 from softcpt.engine.features import ImageFeatures
-from softcpt.engine.loop import OnProgress, Progress
 from softcpt.engine.metrics import class_recalls, mean_class_accuracy, overall_accuracy
 from softcpt.engine.prepare import resolve_device
 from softcpt.engine.runs import Run, open_run

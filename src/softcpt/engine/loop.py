@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from softcpt.core.errors import ConfigError, Fault, RunError, nearest
+from softcpt.core.progress import OnProgress, Progress
 from softcpt.core.seeds import seed_for_torch, stream
 from softcpt.data.order import epoch_batches
 from softcpt.data.record import Record
@@ -28,29 +29,6 @@ PATIENCE_EPOCHS = 10
 
 STEPS_READ_AT_ONCE = {"cuda": 32, "mps": 32}
 """Losses read back together, by type of device; on the CPU there is nothing to wait for."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What the loop tells whoever draws it.
-
-    Attributes:
-        stage: what is being done, for people.
-        done: steps done.
-        total: steps in all.
-        loss: of the last batch.
-        learning_rate: in force at it.
-        images_per_s: since the stage began.
-        time_left_s: at that pace.
-    """
-
-    stage: str
-    done: int
-    total: int
-    loss: float | None = None
-    learning_rate: float | None = None
-    images_per_s: float | None = None
-    time_left_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -89,7 +67,6 @@ class Trained:
 
 
 OnStep = Callable[[Step | ValScore], None]
-OnProgress = Callable[[Progress], None]
 
 
 @dataclass(frozen=True)

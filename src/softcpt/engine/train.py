@@ -16,13 +16,14 @@ from softcpt.clip.backbone import Backbone
 from softcpt.clip.text_shared import release_memory
 from softcpt.core.errors import Collector
 from softcpt.core.files import digest_of_file
+from softcpt.core.progress import OnProgress
 from softcpt.data.record import Record, Suite
 from softcpt.engine.adapter import ALL_TASKS, FACTS, listed, write_adapter
 from softcpt.engine.cache_place import CacheChoice, open_cache
 from softcpt.engine.config import Settings
 from softcpt.engine.feature_cache import FeatureCache
 from softcpt.engine.features import ImageFeatures
-from softcpt.engine.loop import OnProgress, Pool, fit
+from softcpt.engine.loop import Pool, fit
 from softcpt.engine.metrics import task_score
 from softcpt.engine.prepare import Prepared, prepare_run
 from softcpt.engine.runs import (

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from softcpt.app.cli.options import Command, cache_folder_option, json_option
+from softcpt.app.cli.options import Group, cache_folder_option, json_option
 from softcpt.app.cli.show import new_table, say, show_table
 from softcpt.core.errors import ConfigError, Fault, nearest
 
@@ -31,23 +31,8 @@ SHORTEST = 4
 """Characters of a digest that name a backbone."""
 
 
-class CacheGroup(click.Group):
-    """What can be done with the cache; nothing named means showing it."""
-
-    command_class = Command
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """As click's, with our fault for what cannot be done."""
-        if args[0] not in self.commands:
-            fault = Fault("command", f"there is no {args[0]!r}", nearest(args[0], self.commands))
-            raise ConfigError(fault, about="the command line")
-        return super().resolve_command(ctx, args)
-
-
 @click.group(
-    cls=CacheGroup,
+    cls=Group,
     invoke_without_command=True,
     short_help="Show or clear the image features kept on disk.",
 )

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 import click
 from click.core import iter_params_for_processing
 
-from softcpt.core.errors import ConfigError, Fault
+from softcpt.core.errors import ConfigError, Fault, nearest
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
@@ -51,6 +51,21 @@ class Command(click.Command):
         return faults + [Fault(repr(word), "was not expected here", see) for word in rest]
 
 
+class Group(click.Group):
+    """Commands below a command, with our fault for one that does not exist."""
+
+    command_class = Command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click's, with our fault for what cannot be done."""
+        if args[0] not in self.commands:
+            fault = Fault("command", f"there is no {args[0]!r}", nearest(args[0], self.commands))
+            raise ConfigError(fault, about="the command line")
+        return super().resolve_command(ctx, args)
+
+
 def place_of(param: click.Parameter) -> str:
     """What the user typed, or should have: ``--shots``, ``SUITE``."""
     return param.opts[0] if param.param_type_name == "option" else param.human_readable_name
@@ -65,6 +80,8 @@ def _what_it_is(param: click.Parameter) -> str:
 _ARGUMENTS = {
     "suite": "a folder <task>/<class>/<image>, or a CSV manifest",
     "run": "the folder that softcpt train wrote (its --output)",
+    "builtin": "which suite to make",
+    "folder": "where it goes; a new folder, or an empty one",
     "images": "an image, a folder of images, or - for standard input",
 }
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from softcpt.app.cli.show import say, talk
 
 if TYPE_CHECKING:
-    from softcpt.engine.loop import Progress
+    from softcpt.core.progress import Progress
 
 _LOG_EVERY_S = 20.0
 
