@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # its usual name
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]
+from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from softcpt.clip.backbone import Backbone, load_backbone

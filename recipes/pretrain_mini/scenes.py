@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from recipes.pretrain_mini.data import SIZE_PX
 from softcpt.builtin.captions import describe
 from softcpt.builtin.draw import draw
 from softcpt.builtin.scene import sample_scene
 from softcpt.builtin.scenes import HELD_OUT_TASKS
-
-from recipes.pretrain_mini.data import SIZE_PX
 
 CAPTIONS_A_SCENE = 6
 # The suites' seeds are small; these never meet them.

@@ -11,12 +11,7 @@ FOLDER = Path(__file__).parents[1] / "backbones"
 
 
 def list_own() -> list[str]:
-    """The names of the backbones that are installed with the package.
-
-    Example:
-        >>> "mini" in list_own()
-        True
-    """
+    """The names of the backbones that are installed with the package."""
     return sorted(file.parent.name for file in FOLDER.glob(f"*/{CONFIG}"))
 
 
