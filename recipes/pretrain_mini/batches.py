@@ -16,7 +16,7 @@ from recipes.pretrain_mini.data import Photos
 from recipes.pretrain_mini.glyphs import Glyphs, caption_glyph, colour_values, lay_glyphs
 from recipes.pretrain_mini.scenes import Scenes
 
-MIXTURE: Mapping[str, float] = {"glyphs": 0.06, "scenes": 0.12, "pairs": 0.06, "twins": 0.14}
+MIXTURE: Mapping[str, float] = {"glyphs": 0.05, "scenes": 0.1, "pairs": 0.05, "twins": 0.14}
 """Shares of a batch; the rest are photographs by themselves. Twins are one photograph changed in two ways and
 pairs are two photographs in one picture, in both orders: only context words tell them apart."""
 
@@ -26,11 +26,12 @@ _COLOUR_NAMES = tuple(COLOURS)
 
 
 class Batch(NamedTuple):
-    """Pictures [B, 3, S, S] in 0..1, a caption of each, and the facts of each."""
+    """Pictures [B, 3, S, S] in 0..1, and of each a caption, its facts, and whether it is a twin or a pair."""
 
     images: Tensor
     captions: list[Caption]
     has: list[frozenset[str]]
+    hard: list[bool]
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class Batches:
             torch.cat([part.images for part in parts]),
             [caption for part in parts for caption in part.captions],
             [has for part in parts for has in part.has],
+            [hard for part in parts for hard in part.hard],
         )
 
     def _photo_indices(self, step: int, n: int) -> np.ndarray:
@@ -115,7 +117,8 @@ class Batches:
             else:
                 captions.append(words.describe(subject, () if words.chance(_UNMENTIONED) else changes))
             has.append(facts)
-        return Batch(images, captions, has)
+        hard = [i < n_twins or i >= len(chosen) - n_twins for i in range(len(chosen))]
+        return Batch(images, captions, has, hard)
 
     def _pairs(self, n: int, rng: np.random.Generator, torch_rng: torch.Generator, words: Words) -> Batch:
         """Two photographs side by side or one above the other, and the same two the other way round."""
@@ -135,7 +138,7 @@ class Batches:
                 )
                 captions.append(caption)
                 has.append(facts)
-        return Batch(torch.stack(images), captions, has)
+        return Batch(torch.stack(images), captions, has, [True] * n)
 
     def _glyphs(
         self, glyphs: Glyphs, n: int, rng: np.random.Generator, torch_rng: torch.Generator, words: Words
@@ -157,7 +160,7 @@ class Batches:
             caption_glyph(glyphs.facts[i], colour, ground, words)
             for i, colour, ground in zip(chosen, colours, grounds, strict=True)
         ]
-        return Batch(images, [caption for caption, _ in said], [has for _, has in said])
+        return Batch(images, [caption for caption, _ in said], [has for _, has in said], [False] * n)
 
     def _scenes(
         self, scenes: Scenes, n: int, rng: np.random.Generator, torch_rng: torch.Generator, words: Words
@@ -168,7 +171,8 @@ class Batches:
         images[mirrored] = images[mirrored].flip(3)
         texts = [words.pick(scenes.captions[i]) for i in np.sort(chosen)]
         has = [frozenset(scenes.captions[i]) for i in np.sort(chosen)]
-        return Batch(jitter(images, torch_rng), [Caption(text, frozenset({text})) for text in texts], has)
+        captions = [Caption(text, frozenset({text})) for text in texts]
+        return Batch(jitter(images, torch_rng), captions, has, [False] * n)
 
 
 def to_images(pixels: np.ndarray) -> Tensor:

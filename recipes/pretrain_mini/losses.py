@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def true_pairs(has: Sequence[frozenset[str]], needs: Sequence[frozenset[str]]) -> Tensor:
-    """[B, B]: whether picture i has every fact that caption j needs.
+    """[B, C]: whether picture i has every fact that caption j needs.
 
     Example:
         >>> has = [frozenset({"dog", "dark"}), frozenset({"dog"})]
@@ -31,12 +31,13 @@ def contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor, is_true: Tens
 
     Args:
         images: [B, D], of length 1.
-        texts: [B, D], of length 1.
+        texts: [C, D], of length 1.
         scale: what cosines are multiplied with.
-        is_true: [B, B]; every row and column has a true pair.
+        is_true: [B, C]; every column has a true pair, and pictures without one only compete for captions.
     """
     logits = scale * images @ texts.T
     target = is_true.float()
-    rows = F.cross_entropy(logits, target / target.sum(1, keepdim=True))
+    told = is_true.any(1)
+    rows = F.cross_entropy(logits[told], target[told] / target[told].sum(1, keepdim=True))
     columns = F.cross_entropy(logits.T, target.T / target.T.sum(1, keepdim=True))
     return (rows + columns) / 2

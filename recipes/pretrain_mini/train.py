@@ -10,7 +10,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from recipes.pretrain_mini.batches import Batch, Batches, Material
 from recipes.pretrain_mini.captions import read_subjects
+from recipes.pretrain_mini.changes import KINDS
 from recipes.pretrain_mini.data import read_photos
 from recipes.pretrain_mini.glyphs import draw_glyphs, find_fonts
+from recipes.pretrain_mini.labels import LabelHead, frequent_labels
 from recipes.pretrain_mini.losses import contrastive_loss, true_pairs
 from recipes.pretrain_mini.model import build, encode_images, encode_texts, model_config
 from recipes.pretrain_mini.scenes import read_scenes
@@ -44,6 +46,8 @@ class Settings:
         warm_up: share of the hours in which the rate rises.
         fall: share of the hours in which it falls.
         logit_scale: at the start.
+        captioned: share of the pictures that have a caption; all have labels.
+        label_weight: of the labels' loss, beside the captions'.
         blanks: share of captions with random vectors between start token and text.
         seed: of weights and batches.
     """
@@ -55,6 +59,8 @@ class Settings:
     warm_up: float = 0.05
     fall: float = 0.5
     logit_scale: float = 25.0
+    captioned: float = 0.6
+    label_weight: float = 0.5
     blanks: float = 0.25
     seed: int = 0
 
@@ -76,14 +82,22 @@ def rate_at(progress: float, settings: Settings) -> float:
 class Run:
     """Model, optimiser and counters."""
 
-    def __init__(self, settings: Settings, merges: Sequence[Merge], model_cfg: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        merges: Sequence[Merge],
+        model_cfg: dict[str, Any],
+        labels: Mapping[str, float],
+    ) -> None:
         self.settings, self.merges, self.model_cfg = settings, list(merges), model_cfg
         self.model: CLIP = build(model_cfg, seed=settings.seed, logit_scale=settings.logit_scale)
+        self.head = LabelHead(list(labels), list(labels.values()), model_cfg["embed_dim"])
         matrices = [p for name, p in self.model.named_parameters() if p.ndim >= 2 and "embedding" not in name]
         others = [p for name, p in self.model.named_parameters() if p.ndim < 2 or "embedding" in name]
         self.optimizer = torch.optim.AdamW(
             [{"params": matrices, "weight_decay": settings.weight_decay},
-             {"params": others, "weight_decay": 0.0}],
+             {"params": others, "weight_decay": 0.0},
+             {"params": list(self.head.parameters()), "weight_decay": 0.0}],
             lr=settings.rate, betas=(0.9, 0.98), eps=1e-6,
         )  # fmt: skip
         self.tokenize = FastTokenizer(merges)
@@ -95,18 +109,22 @@ class Run:
         return self.seconds / (3600 * self.settings.hours)
 
     def train_step(self, batch: Batch) -> float:
-        """One step on one batch; the loss."""
+        """One step on one batch; the captions' loss."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate_at(self.progress, self.settings)
         noise = torch.Generator().manual_seed(self.step)
-        captions = [_fitted(self.tokenize(caption.text)) for caption in batch.captions]
+        n_captions = round(self.settings.captioned * len(batch.captions))
+        chosen = draw_captioned(batch.hard, n_captions, noise)
+        captions = [_fitted(self.tokenize(batch.captions[i].text)) for i in chosen]
         blanks = draw_blanks(captions, self.settings.blanks, noise)
         # The plain attention is the faster one for sequences as short as these.
         with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
             images = encode_images(self.model, batch.images)
             texts = encode_texts(self.model, captions, blanks, noise)
-        is_true = true_pairs(batch.has, [caption.needs for caption in batch.captions])
+        is_true = true_pairs(batch.has, [batch.captions[i].needs for i in chosen])
         loss = contrastive_loss(images, texts, self.model.logit_scale.exp(), is_true)
+        told = loss.detach()
+        loss = loss + self.settings.label_weight * self.head.loss(images, batch.has)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -114,13 +132,14 @@ class Run:
         with torch.no_grad():
             self.model.logit_scale.clamp_(max=torch.tensor(MAX_LOGIT_SCALE).log().item())
         self.step += 1
-        return float(loss.detach())
+        return float(told)
 
     def save(self, file: Path) -> None:
         """Write the whole state, or nothing."""
         state = {
             "settings": asdict(self.settings), "merges": [" ".join(merge) for merge in self.merges],
-            "model_cfg": self.model_cfg, "model": self.model.state_dict(),
+            "model_cfg": self.model_cfg, "model": self.model.state_dict(), "head": self.head.state_dict(),
+            "labels": self.head.labels,
             "optimizer": self.optimizer.state_dict(), "step": self.step, "seconds": self.seconds,
         }  # fmt: skip
         part = file.with_suffix(".part")
@@ -135,8 +154,10 @@ class Run:
         first, second = (
             zip(*(line.split(" ") for line in state["merges"]), strict=True) if state["merges"] else ((), ())
         )
-        run = cls(settings, list(zip(first, second, strict=True)), state["model_cfg"])
+        labels = dict(zip(state["labels"], state["head"]["rarity"].tolist(), strict=True))
+        run = cls(settings, list(zip(first, second, strict=True)), state["model_cfg"], labels)
         run.model.load_state_dict(state["model"])
+        run.head.load_state_dict(state["head"])
         run.optimizer.load_state_dict(state["optimizer"])
         run.step, run.seconds = state["step"], state["seconds"]
         return run
@@ -145,6 +166,12 @@ class Run:
 def _fitted(ids: list[int]) -> list[int]:
     """A caption within the longest length; only a few very long sentences are cut."""
     return ids if len(ids) <= MAX_TOKENS else [*ids[: MAX_TOKENS - 1], ids[-1]]
+
+
+def draw_captioned(hard: Sequence[bool], n: int, rng: torch.Generator) -> list[int]:
+    """Which pictures of a batch get a caption: first those that only context words tell apart, then any."""
+    order = torch.randperm(len(hard), generator=rng).tolist()
+    return sorted(sorted(order, key=lambda i: not hard[i])[:n])
 
 
 def draw_blanks(captions: Sequence[Sequence[int]], share: float, rng: torch.Generator) -> list[int]:
@@ -229,6 +256,17 @@ def read_material(corpus: Path, cache: Path, fonts: Sequence[Path]) -> Material:
     return Material(photos, read_subjects(photos), draw_glyphs(files) if files else None, read_scenes(cache))
 
 
+def labels_of_material(material: Material) -> dict[str, float]:
+    """Frequent facts of photographs and scenes, all changes, all signs."""
+    pictures: list[Iterable[str]] = [subject.facts for subject in material.subjects]
+    if material.scenes:
+        pictures += material.scenes.captions
+    labels = frequent_labels(pictures)
+    rarity = max(labels.values(), default=1.0)
+    signs = {fact for facts in material.glyphs.facts for fact in facts} if material.glyphs else set()
+    return {**dict.fromkeys(sorted(signs | {kind.words.fact for kind in KINDS}), rarity), **labels}
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -250,6 +288,7 @@ def main() -> None:
 
     args.output.mkdir(parents=True, exist_ok=True)
     last = args.output / "last.pt"
+    material = read_material(args.corpus, args.cache, args.fonts)
     if last.exists():
         run = Run.load(last, hours=args.hours)
     else:
@@ -257,8 +296,7 @@ def main() -> None:
 
         merges = merges_of(args.vocabulary, MAX_MERGES)
         settings = Settings(hours=args.hours, batch_size=args.batch_size)
-        run = Run(settings, merges, model_config(512 + len(merges) + 2))
-    material = read_material(args.corpus, args.cache, args.fonts)
+        run = Run(settings, merges, model_config(512 + len(merges) + 2), labels_of_material(material))
     batches = Batches(material, size=run.settings.batch_size, seed=run.settings.seed)
     train(run, batches, args.output, save_every_s=args.save_every, threads=args.threads, steps=args.steps)
 

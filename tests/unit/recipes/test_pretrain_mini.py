@@ -67,7 +67,8 @@ def material(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Material
 def small_run(**settings: object) -> Run:
     merges = cut_vocabulary(words_of("|".join(CAPTIONS).split("|")))
     config = model_config(512 + len(merges) + 2, width=8, layers=(1, 1, 1, 1), text_width=64, text_layers=2)
-    return Run(Settings(hours=1.0, batch_size=16, **settings), merges, config)  # type: ignore[arg-type]
+    labels = {"ladybug": 1.0, "river": 2.0, "word dogs": 0.5}
+    return Run(Settings(hours=1.0, batch_size=16, **settings), merges, config, labels)  # type: ignore[arg-type]
 
 
 # -- captions ------------------------------------------------------------------------------------------
