@@ -54,7 +54,8 @@ class Batches:
             if not getattr(material, name):
                 self._counts[name] = 0
         # Two whole sentences would make a caption too long.
-        self._short = np.array([i for i, s in enumerate(material.subjects) if len(s.phrases[0].split()) <= 4])
+        names = [len(subject.phrases[0].split()) <= 4 for subject in material.subjects]
+        self._short = np.array([i for i in material.photos.usable if names[i]])
         self._order: tuple[int, np.ndarray] = (-1, np.zeros(0, int))
 
     def __getitem__(self, step: int) -> Batch:
@@ -78,12 +79,12 @@ class Batches:
 
     def _photo_indices(self, step: int, n: int) -> np.ndarray:
         """The next photographs; all have had their turn before one comes again."""
-        total = len(self._material.photos.pixels)
+        usable = self._material.photos.usable
         found = []
         for k in range(step * n, (step + 1) * n):
-            epoch, at = divmod(k, total)
+            epoch, at = divmod(k, len(usable))
             if self._order[0] != epoch:
-                self._order = epoch, np.random.default_rng((self._seed, 1, epoch)).permutation(total)
+                self._order = epoch, np.random.default_rng((self._seed, 1, epoch)).permutation(usable)
             found.append(int(self._order[1][at]))
         return np.array(found)
 
@@ -151,7 +152,7 @@ class Batches:
         on_photo = np.flatnonzero(rng.random(n) < 0.3)
         if len(on_photo):
             back[on_photo] = crop_and_flip(
-                self._images(rng.integers(len(self._material.photos.pixels), size=len(on_photo))), torch_rng
+                self._images(rng.choice(self._material.photos.usable, len(on_photo))), torch_rng
             )
         grounds = ["photo" if i in set(on_photo) else ground for i, ground in enumerate(grounds)]
         images = lay_glyphs(back, torch.from_numpy(glyphs.masks[chosen]), colour_values(colours), torch_rng)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 import tarfile
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,11 +29,13 @@ class Photos(NamedTuple):
         pixels: [N, 64, 64, 3], mapped from the disk.
         source: of each picture, the short name of where it comes from.
         captions: of each picture.
+        usable: indices of the pictures that may be trained on.
     """
 
     pixels: NDArray[np.uint8]
     source: list[str]
     captions: list[list[str]]
+    usable: NDArray[np.int64]
 
 
 def read_photos(corpus: Path, cache: Path) -> Photos:
@@ -47,7 +50,15 @@ def read_photos(corpus: Path, cache: Path) -> Photos:
         raise ValueError(
             f"{file} holds {len(pixels)} pictures and {corpus} names {len(rows)}: delete the file"
         )
-    return Photos(pixels, [row[2] for row in rows], [row[3].split("|") for row in rows])
+    usable = np.array([i for i, row in enumerate(rows) if row[0] not in left_out()])
+    return Photos(pixels, [row[2] for row in rows], [row[3].split("|") for row in rows], usable)
+
+
+@lru_cache
+def left_out() -> frozenset[str]:
+    """Files of the corpus that are also in an evaluation suite."""
+    lines = Path(__file__).with_name("left_out.txt").read_text("utf-8").splitlines()
+    return frozenset(line for line in lines if not line.startswith("#"))
 
 
 def read_captions(corpus: Path) -> list[list[str]]:

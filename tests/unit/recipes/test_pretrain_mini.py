@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,13 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def material(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Material:
     photos = read_photos(corpus, tmp_path_factory.mktemp("cache"))
     return Material(photos, read_subjects(photos))
+
+
+def test_pictures_of_evaluation_suites_are_never_trained_on(material: Material) -> None:
+    kept = replace(material, photos=material.photos._replace(usable=np.array([0, 3, 4])))
+    batches = Batches(kept, size=32, seed=0)
+    drawn = {int(i) for step in range(5) for i in batches._photo_indices(step, 20)}
+    assert drawn == {0, 3, 4}
 
 
 def small_run(**settings: object) -> Run:
