@@ -32,21 +32,23 @@ def write_card(
         run: what was exported.
         log: the run's ``log.jsonl``.
         facts: ``n_photos``, ``n_scenes``, ``n_fonts``, ``held_out``, ``share_changed``, ``n_seeds``,
-            ``notes``.
+            ``leaks``, ``notes``.
         figures: suite -> what was measured -> percent, as ``evaluate`` gives it; may be empty.
     """
     lines = [json.loads(line) for line in log.read_text("utf-8").splitlines()] if log.exists() else []
     vision, text = run.model_cfg["vision_cfg"], run.model_cfg["text_cfg"]
     images = run.step * run.settings.batch_size
     weights = folder / "open_clip_model.safetensors"
+    backbone = load_backbone(folder)
     values = {
         **facts,
         "layers": "-".join(map(str, vision["layers"])), "width": vision["width"],
         "text_layers": text["layers"], "text_width": text["width"], "embed_dim": run.model_cfg["embed_dim"],
         "n_merges": len(run.merges), "megabytes": f"{weights.stat().st_size / 1e6:.1f}",
         "n_million": f"{sum(p.numel() for p in run.model.parameters()) / 1e6:.1f}",
-        "logit_scale": f"{float(run.model.logit_scale.detach().exp()):.1f}",
-        "digest": load_backbone(folder).digest,
+        "logit_scale": f"{backbone.logit_scale:.1f}", "digest": backbone.digest,
+        "learned_scale": f"{float(run.model.logit_scale.detach().exp()):.1f}",
+        "share_captioned": round(100 * run.settings.captioned),
         "rate": run.settings.rate, "batch_size": run.settings.batch_size, "steps": run.step,
         "images": f"{images:,}", "epochs": f"{images / max(facts['n_photos'], 1):.1f}",
         "hours": f"{run.seconds / 3600:.1f}",
@@ -80,6 +82,9 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="folder with last.pt and log.jsonl")
     parser.add_argument("cache", type=Path, help="folder of unpacked pictures and drawn scenes")
     parser.add_argument("--figures", type=Path, help="what evaluate printed")
+    parser.add_argument(
+        "--leaks", default="not checked.", help="what leaks.py and a look at its pairs showed"
+    )
     parser.add_argument("--notes", type=Path, help="text that goes below the figures")
     parser.add_argument("--fonts", type=int, default=0, help="how many fonts there were")
     parser.add_argument("--seeds", type=int, default=3, help="of the figures")
@@ -92,6 +97,7 @@ def main() -> None:
         "held_out": ", ".join(held_out_tasks()) if scenes else "none",
         "share_changed": round(100 * CHANGED),
         "n_seeds": args.seeds,
+        "leaks": args.leaks,
         "notes": args.notes.read_text("utf-8") if args.notes else "",
     }
     figures = json.loads(args.figures.read_text("utf-8")) if args.figures else {}

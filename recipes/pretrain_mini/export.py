@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,8 +23,15 @@ TEXT_NORM = 10.0
 """Mean norm of raw text features, near released CLIPs': SoftCPT's contexts scale with it, scores do not."""
 
 
-def export(run: Run, folder: Path, prompts: Sequence[str]) -> None:
-    """Write config, weights in fp16, vocabulary; the text projection gives ``prompts`` the mean norm 10."""
+def export(run: Run, folder: Path, prompts: Sequence[str], *, logit_scale: float | None = None) -> None:
+    """Write config, weights in fp16 and vocabulary.
+
+    Args:
+        run: what was trained.
+        folder: is made.
+        prompts: get the mean norm 10 from the text projection's scale.
+        logit_scale: instead of the learned one. It changes no ranking of classes, but how fast prompts learn.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {
         name: tensor.detach().clone()
@@ -31,6 +39,8 @@ def export(run: Run, folder: Path, prompts: Sequence[str]) -> None:
         if not name.endswith(("num_batches_tracked", "attn_mask"))
     }
     tensors["text_projection"] *= TEXT_NORM / float(raw_norms(run, prompts).mean())
+    if logit_scale is not None:
+        tensors["logit_scale"].fill_(math.log(logit_scale))
     save_file({name: t.to(torch.float16).contiguous() for name, t in tensors.items()}, folder / WEIGHTS)
     config = {
         "model_cfg": run.model_cfg,
@@ -71,8 +81,10 @@ def main() -> None:
     parser.add_argument(
         "--suites", type=Path, nargs="+", required=True, help="whose class prompts set the norm"
     )
+    parser.add_argument("--logit-scale", type=float, help="instead of the learned one")
     args = parser.parse_args()
-    export(Run.load(args.checkpoint), args.folder, class_prompts(args.suites))
+    prompts = class_prompts(args.suites)
+    export(Run.load(args.checkpoint), args.folder, prompts, logit_scale=args.logit_scale)
 
 
 if __name__ == "__main__":

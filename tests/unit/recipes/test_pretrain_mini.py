@@ -22,9 +22,11 @@ from recipes.pretrain_mini.data import read_photos
 from recipes.pretrain_mini.evaluate import encode_prompts
 from recipes.pretrain_mini.export import export, raw_norms
 from recipes.pretrain_mini.glyphs import caption_glyph
+from recipes.pretrain_mini.labels import LabelHead, frequent_labels
+from recipes.pretrain_mini.leaks import difference_hash, find_pairs
 from recipes.pretrain_mini.losses import contrastive_loss, true_pairs
 from recipes.pretrain_mini.model import model_config
-from recipes.pretrain_mini.train import Run, Settings, draw_blanks, rate_at, train
+from recipes.pretrain_mini.train import Run, Settings, draw_blanks, draw_captioned, rate_at, train
 from recipes.pretrain_mini.vocabulary import cut_vocabulary, words_of
 from softcpt.clip.backbone import load_backbone
 from softcpt.clip.bpe import BpeTokenizer, read_vocabulary
@@ -198,6 +200,45 @@ def test_loss_is_cross_entropy_where_only_own_captions_are_true() -> None:
     torch.testing.assert_close(loss, expected / 2)
 
 
+def test_pictures_without_a_true_caption_only_compete() -> None:
+    images, texts = (normalize(torch.randn(n, 8, generator=torch.Generator().manual_seed(n))) for n in (5, 3))
+    is_true = torch.eye(5, 3, dtype=torch.bool)
+    loss = contrastive_loss(images, texts, torch.tensor(7.0), is_true)
+    logits = 7 * images @ texts.T
+    rows = torch.nn.functional.cross_entropy(logits[:3], torch.arange(3))
+    columns = torch.nn.functional.cross_entropy(logits.T, torch.arange(3))
+    torch.testing.assert_close(loss, (rows + columns) / 2)
+
+
+def test_labels_are_frequent_facts_and_their_words_rare_ones_count_more() -> None:
+    pictures = [["a red fox"]] * 2 + [["red"]] * 3 + [["owl"]] * 95
+    labels = frequent_labels(pictures, least=2)
+    assert set(labels) == {"a red fox", "word fox", "word red", "red"}
+    head = LabelHead(list(labels), list(labels.values()), 8)
+    target = head.targets([["a red fox", "unknown"], ["unknown"]])
+    share = dict(zip(labels, target[0].tolist(), strict=True))
+    assert sum(share.values()) == pytest.approx(1)
+    assert share["word fox"] > share["word red"] > share["red"] == 0
+    assert not target[1].any()
+
+
+def test_twins_and_pairs_get_captions_first() -> None:
+    hard = [True, False] * 10
+    chosen = draw_captioned(hard, 14, torch.Generator().manual_seed(0))
+    assert len(set(chosen)) == 14
+    assert {i for i in range(20) if hard[i]} <= set(chosen)
+
+
+def test_hashes_find_the_same_picture_and_tell_others_apart() -> None:
+    rng = np.random.default_rng(0)
+    one, other = (
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).resize((64, 64)) for _ in "ab"
+    )
+    again = Image.fromarray(np.asarray(one) // 2 + 20)  # darker
+    hashes = np.array([difference_hash(image) for image in (one, other)], dtype=np.uint64)
+    assert find_pairs(np.array([difference_hash(again)], dtype=np.uint64), hashes) == [(0, 0)]
+
+
 def test_rate_rises_stays_and_falls_to_zero() -> None:
     settings = Settings(hours=1, rate=1.0, warm_up=0.1, fall=0.5)
     assert [round(rate_at(p, settings), 6) for p in (0, 0.05, 0.1, 0.5, 0.75, 1)] == [0, 0.5, 1, 1, 0.5, 0]
@@ -236,11 +277,21 @@ def test_a_few_steps_export_a_backbone_that_both_libraries_read(material: Materi
     run = small_run()
     train(run, Batches(material, size=16, seed=0), tmp_path, save_every_s=60, threads=1, steps=3)
     folder = tmp_path / "mini"
-    export(Run.load(tmp_path / "last.pt"), folder, PROMPTS)
-    facts = dict(n_photos=12, n_scenes=0, n_fonts=0, held_out="none", share_changed=30, n_seeds=1, notes="")
+    export(Run.load(tmp_path / "last.pt"), folder, PROMPTS, logit_scale=50.0)
+    facts = dict(
+        n_photos=12,
+        n_scenes=0,
+        n_fonts=0,
+        held_out="none",
+        share_changed=30,
+        n_seeds=1,
+        leaks="none.",
+        notes="",
+    )
     write_card(folder, run, tmp_path / "log.jsonl", facts, {"general": {"zero-shot": 1.0}})
 
     ours = load_backbone(folder)
+    assert ours.logit_scale == pytest.approx(50, rel=1e-3)
     theirs = open_clip.create_model(f"local-dir:{folder}", precision="fp32").eval()
     tokenize = open_clip.SimpleTokenizer(str(folder / "bpe.txt.gz"), context_length=77)
     pictures = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
