@@ -8,11 +8,14 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor
 
-from recipes.pretrain_mini.model import MEAN, STD, encode_texts
+from recipes.pretrain_mini.batches import to_images
+from recipes.pretrain_mini.model import MEAN, STD, encode_images, encode_texts
 from recipes.pretrain_mini.train import Run
 from softcpt.clip.bpe import vocabulary_bytes
 from softcpt.clip.folder import CONFIG, VOCABULARY
@@ -54,6 +57,25 @@ def export(run: Run, folder: Path, prompts: Sequence[str], *, logit_scale: float
 
 
 @torch.no_grad()
+def settle_norms(run: Run, photos: NDArray[np.uint8], *, batches: int = 40, size: int = 128) -> None:
+    """Take the batch norms' means and variances anew, from photographs as they are.
+
+    Training averages them over its mixture of crops, changed pictures, scenes and letters; what the model is
+    used for are whole photographs.
+    """
+    rng = np.random.default_rng(run.settings.seed)
+    norms = [module for module in run.model.visual.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain mean over all batches
+    run.model.train()
+    for _ in range(batches):
+        chosen = np.sort(rng.choice(len(photos), min(size, len(photos)), replace=False))
+        encode_images(run.model, to_images(photos[chosen]))
+    run.model.eval()
+
+
+@torch.no_grad()
 def raw_norms(run: Run, prompts: Sequence[str]) -> Tensor:
     """Norms of text features before they are normalised, [n]."""
     run.model.eval()
@@ -82,9 +104,14 @@ def main() -> None:
         "--suites", type=Path, nargs="+", required=True, help="whose class prompts set the norm"
     )
     parser.add_argument("--logit-scale", type=float, help="instead of the learned one")
+    parser.add_argument(
+        "--settle", type=Path, metavar="CACHE", help="settle the norms on the photographs there"
+    )
     args = parser.parse_args()
-    prompts = class_prompts(args.suites)
-    export(Run.load(args.checkpoint), args.folder, prompts, logit_scale=args.logit_scale)
+    prompts, run = class_prompts(args.suites), Run.load(args.checkpoint)
+    if args.settle:
+        settle_norms(run, np.load(args.settle / "photos.npy", mmap_mode="r"))
+    export(run, args.folder, prompts, logit_scale=args.logit_scale)
 
 
 if __name__ == "__main__":

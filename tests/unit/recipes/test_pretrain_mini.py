@@ -20,7 +20,7 @@ from recipes.pretrain_mini.card import write_card
 from recipes.pretrain_mini.changes import COLOURS, KINDS, apply_changes, crop_and_flip, draw_changes
 from recipes.pretrain_mini.data import read_photos
 from recipes.pretrain_mini.evaluate import encode_prompts
-from recipes.pretrain_mini.export import export, raw_norms
+from recipes.pretrain_mini.export import export, raw_norms, settle_norms
 from recipes.pretrain_mini.glyphs import caption_glyph
 from recipes.pretrain_mini.labels import LabelHead, frequent_labels
 from recipes.pretrain_mini.leaks import difference_hash, find_pairs
@@ -313,3 +313,14 @@ def test_exported_text_features_have_the_mean_norm_10(tmp_path: Path) -> None:
     stored = load_backbone(tmp_path).text.projection
     assert stored is not None
     torch.testing.assert_close(stored, factor * run.model.text_projection.detach(), atol=2e-3, rtol=2e-3)
+
+
+def test_settled_norms_are_those_of_the_photographs(material: Material) -> None:
+    run = small_run()
+    seen: list[torch.Tensor] = []
+    run.model.visual.bn1.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
+    settle_norms(run, material.photos.pixels, batches=2, size=12)
+    torch.testing.assert_close(
+        run.model.visual.bn1.running_mean, seen[0].mean((0, 2, 3)), atol=1e-4, rtol=1e-4
+    )
+    assert not run.model.training
