@@ -47,6 +47,7 @@ def write_card(
         "n_merges": len(run.merges), "megabytes": f"{weights.stat().st_size / 1e6:.1f}",
         "n_million": f"{sum(p.numel() for p in run.model.parameters()) / 1e6:.1f}",
         "logit_scale": f"{backbone.logit_scale:.1f}", "digest": backbone.digest,
+        "word_size": f"{float(backbone.text.token_embedding.weight.square().mean().sqrt()):.3f}",
         "learned_scale": f"{float(run.model.logit_scale.detach().exp()):.1f}",
         "share_captioned": round(100 * run.settings.captioned),
         "rate": run.settings.rate, "batch_size": run.settings.batch_size, "steps": run.step,

@@ -26,7 +26,14 @@ TEXT_NORM = 10.0
 """Mean norm of raw text features, near released CLIPs': SoftCPT's contexts scale with it, scores do not."""
 
 
-def export(run: Run, folder: Path, prompts: Sequence[str], *, logit_scale: float | None = None) -> None:
+def export(
+    run: Run,
+    folder: Path,
+    prompts: Sequence[str],
+    *,
+    logit_scale: float | None = None,
+    word_size: float | None = None,
+) -> None:
     """Write config, weights in fp16 and vocabulary.
 
     Args:
@@ -34,6 +41,7 @@ def export(run: Run, folder: Path, prompts: Sequence[str], *, logit_scale: float
         folder: is made.
         prompts: get the mean norm 10 from the text projection's scale.
         logit_scale: instead of the learned one. It changes no ranking of classes, but how fast prompts learn.
+        word_size: the root mean square of token embeddings, see :func:`scale_words`; None leaves them.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {
@@ -42,6 +50,8 @@ def export(run: Run, folder: Path, prompts: Sequence[str], *, logit_scale: float
         if not name.endswith(("num_batches_tracked", "attn_mask"))
     }
     tensors["text_projection"] *= TEXT_NORM / float(raw_norms(run, prompts).mean())
+    if word_size is not None:
+        scale_words(tensors, word_size)
     if logit_scale is not None:
         tensors["logit_scale"].fill_(math.log(logit_scale))
     save_file({name: t.to(torch.float16).contiguous() for name, t in tensors.items()}, folder / WEIGHTS)
@@ -54,6 +64,21 @@ def export(run: Run, folder: Path, prompts: Sequence[str], *, logit_scale: float
     }  # fmt: skip
     (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
     (folder / VOCABULARY).write_bytes(vocabulary_bytes(run.merges))
+
+
+def scale_words(tensors: dict[str, Tensor], size: float) -> None:
+    """Give token embeddings this root mean square without changing what the text tower says.
+
+    Every block reads the residual stream through a layer norm, so all that is written into it (embeddings,
+    positions, the blocks' outputs) can be multiplied by one number. Learned contexts lie in that stream: where
+    words are small, a context starts larger beside them, and a step of one rate goes further.
+    """
+    factor = size / float(tensors["token_embedding.weight"].square().mean().sqrt())
+    written = ("attn.out_proj.weight", "attn.out_proj.bias", "mlp.c_proj.weight", "mlp.c_proj.bias")
+    for name, tensor in tensors.items():
+        in_block = name.startswith("transformer.resblocks.") and name.endswith(written)
+        if in_block or name in ("token_embedding.weight", "positional_embedding"):
+            tensor *= factor
 
 
 @torch.no_grad()
@@ -103,6 +128,7 @@ def main() -> None:
     parser.add_argument(
         "--suites", type=Path, nargs="+", required=True, help="whose class prompts set the norm"
     )
+    parser.add_argument("--word-size", type=float, help="root mean square of token embeddings")
     parser.add_argument("--logit-scale", type=float, help="instead of the learned one")
     parser.add_argument(
         "--settle", type=Path, metavar="CACHE", help="settle the norms on the photographs there"
@@ -111,7 +137,7 @@ def main() -> None:
     prompts, run = class_prompts(args.suites), Run.load(args.checkpoint)
     if args.settle:
         settle_norms(run, np.load(args.settle / "photos.npy", mmap_mode="r"))
-    export(run, args.folder, prompts, logit_scale=args.logit_scale)
+    export(run, args.folder, prompts, logit_scale=args.logit_scale, word_size=args.word_size)
 
 
 if __name__ == "__main__":

@@ -147,10 +147,10 @@ class Run:
         os.replace(part, file)  # noqa: PTH105  # atomic on every system
 
     @classmethod
-    def load(cls, file: Path, *, hours: float | None = None) -> Run:
-        """The run of a checkpoint, with other hours if given."""
+    def load(cls, file: Path, **changed: float) -> Run:
+        """The run of a checkpoint, with some settings changed."""
         state = torch.load(file, weights_only=True)
-        settings = Settings(**{**state["settings"], **({"hours": hours} if hours else {})})
+        settings = Settings(**{**state["settings"], **changed})
         first, second = (
             zip(*(line.split(" ") for line in state["merges"]), strict=True) if state["merges"] else ((), ())
         )
@@ -281,6 +281,8 @@ def main() -> None:
         "--hours", type=float, required=True, help="of training in all, earlier parts included"
     )
     parser.add_argument("--batch-size", type=int, default=Settings.batch_size)
+    parser.add_argument("--blanks", type=float, help=f"share of captions with them ({Settings.blanks})")
+    parser.add_argument("--label-weight", type=float, help=f"of the labels' loss ({Settings.label_weight})")
     parser.add_argument("--steps", type=int, help="stop after so many steps")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="at most")
     parser.add_argument("--save-every", type=float, default=300, help="seconds")
@@ -290,12 +292,18 @@ def main() -> None:
     last = args.output / "last.pt"
     material = read_material(args.corpus, args.cache, args.fonts)
     if last.exists():
-        run = Run.load(last, hours=args.hours)
+        given = {"hours": args.hours, "blanks": args.blanks, "label_weight": args.label_weight}
+        run = Run.load(last, **{name: value for name, value in given.items() if value is not None})
     else:
         from softcpt.clip.bpe import MAX_MERGES, merges_of
 
         merges = merges_of(args.vocabulary, MAX_MERGES)
-        settings = Settings(hours=args.hours, batch_size=args.batch_size)
+        given = {"blanks": args.blanks, "label_weight": args.label_weight}
+        settings = Settings(
+            hours=args.hours,
+            batch_size=args.batch_size,
+            **{name: value for name, value in given.items() if value is not None},
+        )
         run = Run(settings, merges, model_config(512 + len(merges) + 2), labels_of_material(material))
     batches = Batches(material, size=run.settings.batch_size, seed=run.settings.seed)
     train(run, batches, args.output, save_every_s=args.save_every, threads=args.threads, steps=args.steps)

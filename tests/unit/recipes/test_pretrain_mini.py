@@ -324,3 +324,15 @@ def test_settled_norms_are_those_of_the_photographs(material: Material) -> None:
         run.model.visual.bn1.running_mean, seen[0].mean((0, 2, 3)), atol=1e-4, rtol=1e-4
     )
     assert not run.model.training
+
+
+def test_size_of_words_changes_no_text_feature(tmp_path: Path) -> None:
+    run = small_run()
+    export(run, tmp_path / "a", PROMPTS)
+    export(run, tmp_path / "b", PROMPTS, word_size=0.05)
+    plain, scaled = load_backbone(tmp_path / "a"), load_backbone(tmp_path / "b")
+    size = scaled.text.token_embedding.weight.square().mean().sqrt()
+    assert float(size) == pytest.approx(0.05, rel=1e-3)
+    torch.testing.assert_close(
+        encode_prompts(plain, PROMPTS), encode_prompts(scaled, PROMPTS), atol=5e-3, rtol=0
+    )
