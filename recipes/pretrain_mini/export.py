@@ -70,8 +70,8 @@ def scale_words(tensors: dict[str, Tensor], size: float) -> None:
     """Give token embeddings this root mean square without changing what the text tower says.
 
     Every block reads the residual stream through a layer norm, so all that is written into it (embeddings,
-    positions, the blocks' outputs) can be multiplied by one number. Learned contexts lie in that stream: where
-    words are small, a context starts larger beside them, and a step of one rate goes further.
+    positions, the blocks' outputs) can be multiplied by one number. Learned contexts lie in that stream:
+    where words are small, a context starts larger beside them, and a step at one rate goes further.
     """
     factor = size / float(tensors["token_embedding.weight"].square().mean().sqrt())
     written = ("attn.out_proj.weight", "attn.out_proj.bias", "mlp.c_proj.weight", "mlp.c_proj.bias")
