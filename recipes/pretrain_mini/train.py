@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.multiprocessing as mp
 from open_clip.model import CLIP
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -27,6 +29,7 @@ from recipes.pretrain_mini.glyphs import draw_glyphs, find_fonts
 from recipes.pretrain_mini.labels import LabelHead, frequent_labels
 from recipes.pretrain_mini.losses import contrastive_loss, true_pairs
 from recipes.pretrain_mini.model import build, encode_images, encode_texts, model_config
+from recipes.pretrain_mini.peers import Peers
 from recipes.pretrain_mini.scenes import read_scenes
 from recipes.pretrain_mini.vocabulary import FastTokenizer, Merge
 
@@ -108,11 +111,12 @@ class Run:
         """Share of the hours that is over."""
         return self.seconds / (3600 * self.settings.hours)
 
-    def train_step(self, batch: Batch) -> float:
-        """One step on one batch; the captions' loss."""
+    def train_step(self, batch: Batch, peers: Peers | None = None) -> float:
+        """One step on one batch, or on one's part of it beside peers; the captions' loss."""
+        peers = peers or Peers()
         for group in self.optimizer.param_groups:
             group["lr"] = rate_at(self.progress, self.settings)
-        noise = torch.Generator().manual_seed(self.step)
+        noise = torch.Generator().manual_seed(self.step * peers.number + peers.rank)
         n_captions = round(self.settings.captioned * len(batch.captions))
         chosen = draw_captioned(batch.hard, n_captions, noise)
         captions = [_fitted(self.tokenize(batch.captions[i].text)) for i in chosen]
@@ -121,12 +125,17 @@ class Run:
         with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
             images = encode_images(self.model, batch.images)
             texts = encode_texts(self.model, captions, blanks, noise)
-        is_true = true_pairs(batch.has, [batch.captions[i].needs for i in chosen])
-        loss = contrastive_loss(images, texts, self.model.logit_scale.exp(), is_true)
+        has = peers.gather_sets(batch.has)
+        is_true = true_pairs(has, peers.gather_sets([batch.captions[i].needs for i in chosen]))
+        scale = self.model.logit_scale.exp()
+        loss = contrastive_loss(peers.gather(images), peers.gather(texts), scale, is_true)
         told = loss.detach()
-        loss = loss + self.settings.label_weight * self.head.loss(images, batch.has)
+        loss = loss + self.settings.label_weight / peers.number * self.head.loss(images, batch.has)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        assert self.model.logit_scale.grad is not None  # the loss has it
+        self.model.logit_scale.grad /= peers.number  # everybody's is the whole
+        peers.sum_gradients([*self.model.parameters(), *self.head.parameters()])
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         with torch.no_grad():
@@ -184,46 +193,23 @@ def draw_blanks(captions: Sequence[Sequence[int]], share: float, rng: torch.Gene
     ]
 
 
-class Threads:
-    """Keeps to as many threads as pay at present: beside other work, one is often faster than two."""
-
-    def __init__(self, most: int, every: int = 150) -> None:
-        self._most, self._every = most, every
-        self._trial: dict[int, list[float]] = {}
-        torch.set_num_threads(1)
-
-    def note(self, step: int, seconds: float) -> None:
-        """After each step: how long it took. Each number of threads is tried for four steps now and then."""
-        at = step % self._every
-        if self._most == 1 or at >= 4 * self._most + 1:
-            return
-        if at > 0:
-            self._trial.setdefault(torch.get_num_threads(), []).append(seconds)
-        if at % 4 == 0 and at // 4 < self._most:
-            torch.set_num_threads(at // 4 + 1)
-        if at == 4 * self._most:
-            best = min(self._trial, key=lambda n: sorted(self._trial[n])[1])
-            self._trial.clear()
-            torch.set_num_threads(best)
-
-
 def train(
-    run: Run, batches: Batches, folder: Path, *, save_every_s: float, threads: int, steps: int | None
+    run: Run, batches: Batches, folder: Path, *, save_every_s: float, steps: int | None, peers: Peers
 ) -> None:
     """Train until the hours are over or the steps are made; checkpoints and a log go to ``folder``."""
     stop: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda n, _: stop.append(n))
-    keeper = Threads(threads)
-    saved, losses, since = time.monotonic(), [], time.monotonic()
+    is_first = peers.rank == 0
+    saved, losses, since, is_over = time.monotonic(), [], time.monotonic(), False
     run.model.train()
-    while run.progress < 1 and not stop and (steps is None or run.step < steps):
+    while run.progress < 1 and not is_over and (steps is None or run.step < steps):
         started = time.monotonic()
         falling = run.progress >= 1 - run.settings.fall
-        losses.append(run.train_step(batches[run.step]))
-        took = time.monotonic() - started
-        run.seconds += took
-        keeper.note(run.step, took)
+        losses.append(run.train_step(batches[run.step * peers.number + peers.rank], peers))
+        run.seconds, is_over = peers.agree(run.seconds + time.monotonic() - started, stop=bool(stop))
+        if not is_first:
+            continue
         if not falling and run.progress >= 1 - run.settings.fall:
             run.save(folder / "before_fall.pt")
         if run.step % 50 == 0:
@@ -235,7 +221,8 @@ def train(
         if time.monotonic() - saved > save_every_s:
             run.save(folder / "last.pt")
             saved = time.monotonic()
-    run.save(folder / "last.pt")
+    if is_first:
+        run.save(folder / "last.pt")
 
 
 def _log(folder: Path, run: Run, loss: float, images_per_s: float) -> None:
@@ -243,7 +230,7 @@ def _log(folder: Path, run: Run, loss: float, images_per_s: float) -> None:
         "step": run.step, "progress": round(run.progress, 4), "loss": round(loss, 4),
         "logit_scale": round(float(run.model.logit_scale.detach().exp()), 2),
         "rate": run.optimizer.param_groups[0]["lr"], "images_per_s": round(images_per_s, 1),
-        "threads": torch.get_num_threads(), "time": time.strftime("%H:%M:%S"),
+        "time": time.strftime("%H:%M:%S"),
     }  # fmt: skip
     with (folder / "log.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
@@ -284,29 +271,38 @@ def main() -> None:
     parser.add_argument("--blanks", type=float, help=f"share of captions with them ({Settings.blanks})")
     parser.add_argument("--label-weight", type=float, help=f"of the labels' loss ({Settings.label_weight})")
     parser.add_argument("--steps", type=int, help="stop after so many steps")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="at most")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="one for each core")
     parser.add_argument("--save-every", type=float, default=300, help="seconds")
     args = parser.parse_args()
 
     args.output.mkdir(parents=True, exist_ok=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    if args.processes == 1:
+        _work(0, args, port)
+    else:
+        mp.spawn(_work, (args, port), args.processes)  # type: ignore[no-untyped-call]
+
+
+def _work(rank: int, args: argparse.Namespace, port: int) -> None:
+    """What each process does."""
+    torch.set_num_threads(1)
+    peers = Peers(rank, args.processes, port)
     last = args.output / "last.pt"
     material = read_material(args.corpus, args.cache, args.fonts)
+    given = {"blanks": args.blanks, "label_weight": args.label_weight}
+    given = {"hours": args.hours, **{name: value for name, value in given.items() if value is not None}}
     if last.exists():
-        given = {"hours": args.hours, "blanks": args.blanks, "label_weight": args.label_weight}
-        run = Run.load(last, **{name: value for name, value in given.items() if value is not None})
+        run = Run.load(last, **given)
     else:
         from softcpt.clip.bpe import MAX_MERGES, merges_of
 
         merges = merges_of(args.vocabulary, MAX_MERGES)
-        given = {"blanks": args.blanks, "label_weight": args.label_weight}
-        settings = Settings(
-            hours=args.hours,
-            batch_size=args.batch_size,
-            **{name: value for name, value in given.items() if value is not None},
-        )
+        settings = Settings(batch_size=args.batch_size, **given)
         run = Run(settings, merges, model_config(512 + len(merges) + 2), labels_of_material(material))
-    batches = Batches(material, size=run.settings.batch_size, seed=run.settings.seed)
-    train(run, batches, args.output, save_every_s=args.save_every, threads=args.threads, steps=args.steps)
+    batches = Batches(material, size=run.settings.batch_size // peers.number, seed=run.settings.seed)
+    train(run, batches, args.output, save_every_s=args.save_every, steps=args.steps, peers=peers)
 
 
 if __name__ == "__main__":
