@@ -109,7 +109,7 @@ def arguments(doc: str | None, rounds: int | None = None) -> argparse.ArgumentPa
     """What every benchmark can be asked."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", choices=CASES, default=CASES[0])
-    parser.add_argument("--quick", action="store_true", help="about a minute")
+    parser.add_argument("--quick", action="store_true", help="under a minute")
     parser.add_argument("--threads", type=int, default=1)
     if rounds is not None:
         parser.add_argument("--rounds", type=int, default=rounds)
@@ -163,6 +163,7 @@ def peaks_apart(works: Sequence[Callable[[], Callable[[], object]]]) -> list[flo
         child = os.fork()
         if child == 0:
             try:
+                set_threads(1)  # the parent's threads are not here, and who waits for them waits for ever
                 work = prepare()
                 os.write(write, str(growth_of_peak(work)).encode())
             finally:

@@ -41,7 +41,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--sizes", help="other sizes, as 100,1000")
     asked = parser.parse_args()
-    measure.set_threads(asked.threads)
+    measure.set_threads(1)  # until the last child has been forked: threads would not come along
     sizes = QUICK[asked.case] if asked.quick else SIZES[asked.case]
     if asked.sizes:
         sizes = tuple(int(size) for size in asked.sizes.split(","))
@@ -50,15 +50,16 @@ def main() -> int:
     (plain_mib,) = measure.peaks_apart([lambda: lambda: bench.plain(bench.kind, bench.some_columns())])
     rows = []
     for size in sizes:
-        rows.append(measured(asked.case, size, steps, QUICK_BYTES if asked.quick else None))
+        rows.append(measured(asked.case, size, steps, asked.threads, QUICK_BYTES if asked.quick else None))
         print(
             f"{size:>7} {'tasks' if asked.case == 'fashion-20' else 'classes'}: "
             f"{rows[-1]['peak_mib']:.0f} MiB above the start, {rows[-1]['seconds_per_step']:.1f} s a step",
             flush=True,
         )
+    measure.set_threads(asked.threads)
     per_class = 8 * 512 * 4 / 2**20  # features, their gradients and norms: rows that every method needs
     net = [max(1.0, row["peak_mib"] - per_class * row["classes"]) for row in rows]
-    growth = net[-1] / net[-2]
+    growth = net[-1] / net[-2] if len(net) > 1 else None
     bench.plain(bench.kind, bench.some_columns())
     plain_s = measure.timed(time.perf_counter, lambda: bench.plain(bench.kind, bench.some_columns()))
     most = rows[-1]
@@ -66,7 +67,7 @@ def main() -> int:
     rate = measure.gemm_rate(bench.encoder, 1024, time.perf_counter)
     result = {
         "benchmark": "scale", "case": asked.case, "sizes": rows, "steps": steps,
-        "memory_growth": growth, "bounded": growth < 1.25,
+        "memory_growth": growth, "bounded": growth and growth < 1.25,
         "time_ratio": plain_s * scale / most["seconds_per_step"],
         "memory_ratio": None if plain_mib is None else plain_mib * scale / most["peak_mib"],
         "floor_distance": most["seconds_per_step"] * rate / most["multiply_adds"],
@@ -75,7 +76,7 @@ def main() -> int:
     return measure.finish(result, asked.threads)
 
 
-def measured(case: str, size: int, steps: int, saved_bytes: int | None) -> dict[str, Any]:
+def measured(case: str, size: int, steps: int, threads: int, saved_bytes: int | None) -> dict[str, Any]:
     """Peak memory and time of one size, in a process of its own so that sizes do not help each other."""
     import json
     import os
@@ -85,6 +86,7 @@ def measured(case: str, size: int, steps: int, saved_bytes: int | None) -> dict[
     if child == 0:
         code = 1
         try:
+            measure.set_threads(threads)
             os.write(write, json.dumps(_measured(case, size, steps, saved_bytes)).encode())
             code = 0
         finally:

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from recipes.pretrain_mini.data import SIZE_PX
 from softcpt.builtin.captions import describe
 from softcpt.builtin.draw import draw
-from softcpt.builtin.scene import sample_scene
-from softcpt.builtin.scenes import HELD_OUT_TASKS
+from softcpt.builtin.scene import Scene, sample_scene
+from softcpt.builtin.scenes import HELD_OUT_TASKS, SCENE_TASKS
 
 CAPTIONS_A_SCENE = 6
 # The suites' seeds are small; these never meet them.
@@ -37,12 +37,20 @@ def draw_scenes(n: int, cache: Path) -> None:
     captions = []
     for i in range(n):
         rng = np.random.default_rng(_FIRST_SEED + i)
-        scene = sample_scene(rng)
+        scene = any_scene(rng) if i % 2 else sample_scene(rng)
         pixels[i] = np.asarray(draw(scene, rng, SIZE_PX))
         captions.append([describe(scene, rng, leave_out=HELD_OUT_TASKS) for _ in range(CAPTIONS_A_SCENE)])
     pixels.flush()
     (cache / "scenes.json").write_text(json.dumps(captions), "utf-8")
     os.replace(part, cache / "scenes.npy")  # noqa: PTH105  # atomic; its presence says that all is there
+
+
+def any_scene(rng: np.random.Generator) -> Scene:
+    """A scene with the value of one attribute as likely as any other, so that rare ones are learned too."""
+    names = [name for name in SCENE_TASKS if name not in HELD_OUT_TASKS]
+    name = names[int(rng.integers(len(names)))]
+    values = list(SCENE_TASKS[name].classes)
+    return sample_scene(rng, {name: values[int(rng.integers(len(values)))]}, SCENE_TASKS[name].among)
 
 
 def held_out_tasks() -> tuple[str, ...]:
@@ -62,7 +70,7 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("cache", type=Path)
-    parser.add_argument("--scenes", type=int, default=16_000)
+    parser.add_argument("--scenes", type=int, default=24_000)
     args = parser.parse_args()
     draw_scenes(args.scenes, args.cache)
 

@@ -10,6 +10,7 @@ import pytest
 from softcpt.app.cli import demo
 from softcpt.app.cli.main import COMMANDS, cli
 from softcpt.app.cli.methods import _keys, _owners, _rows
+from softcpt.builtin.make import SUITES
 from softcpt.methods.registry import list_methods
 
 ROOT = Path(__file__).parents[2]
@@ -50,6 +51,22 @@ def test_keys_page_lists_every_method_and_key_with_its_default():
     ]
     listed = [line for line in page if line.startswith("| `")]
     assert listed == wanted
+
+
+def test_page_of_built_in_suites_lists_every_task_and_class():
+    listed = (DOCS / "reference" / "builtin-suites.md").read_text().splitlines()
+    wanted = [
+        f"| `{name}` | {', '.join(task.classes.values())} |"
+        for suite in SUITES.values()
+        for name, task in suite.tasks.items()
+    ]
+    assert [line for line in listed if re.match(r"\| `\w+` \| (?!`)", line)] == wanted
+
+
+def test_python_of_the_page_of_built_in_suites_runs(capsys):
+    [code] = blocks(DOCS / "reference" / "builtin-suites.md", "python")
+    exec(compile(code, "builtin-suites.md", "exec"), {})
+    assert capsys.readouterr().out.strip()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())

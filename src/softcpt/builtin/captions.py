@@ -166,9 +166,8 @@ def _chosen(scene: Scene, rng: np.random.Generator, leave_out: Collection[str]) 
     """The attributes to be mentioned: one to seven, rarely the usual ones."""
     seen = visible(scene) - set(leave_out)
     told = {name: value for name, value in attributes_of(scene).items() if name in seen}
-    usual = [name for name, value in told.items() if _USUAL.get(name) == value]
-    for name in usual:
-        if not happens(rng, 0.12):
+    for name, usual in _USUAL.items():
+        if told.get(name) == usual and not happens(rng, 0.12):
             del told[name]
     kept = shuffled(rng, list(told))[: whole(rng, 2, 6)]
     # What it is nearly always comes first to mind.

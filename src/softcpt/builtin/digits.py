@@ -17,7 +17,6 @@ from PIL import Image
 
 from softcpt.builtin.chance import Array
 from softcpt.builtin.suite import BuiltinSuite, BuiltinTask
-from softcpt.core.errors import ConfigError, Fault
 from softcpt.core.seeds import stream
 
 _MEANING: Final[dict[str, dict[str, str]]] = {
@@ -115,11 +114,8 @@ def share_out(digits: NDArray[np.int64], seed: int, n: int) -> dict[tuple[str, s
 @lru_cache(maxsize=1)
 def _load() -> tuple[Array, NDArray[np.int64]]:
     """Pictures [N, 8, 8] with ink from 0 to 16, and the digit of each."""
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        fault = Fault("digits", "needs scikit-learn, which is not installed", "pip install 'softcpt[digits]'")
-        raise ConfigError(fault, about="the suite to make") from error
+    from sklearn.datasets import load_digits  # takes a second to import
+
     found = load_digits()
     return found.images, found.target
 

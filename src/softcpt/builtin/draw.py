@@ -30,7 +30,7 @@ def draw(scene: Scene, rng: np.random.Generator, size_px: int = 64) -> Image.Ima
     Args:
         scene: what is to be seen.
         rng: where the rest comes from.
-        size_px: height and width, at least 16.
+        size_px: height and width, at least 32.
     """
     canvas = paint_ground(scene, rng, size_px)
     _scatter_clutter(canvas, rng)

@@ -6,13 +6,15 @@ Letters: d width, L layers, N rows, P places in windows of W, C prompts of a chu
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from softcpt.clip.arena import Arena
 from softcpt.clip.text_folded import FoldedTower
-from softcpt.clip.text_plan import Forest, Layout, Segment
+from softcpt.clip.text_plan import Forest, Layout
 
 
 @dataclass(frozen=True)
@@ -24,11 +26,8 @@ class Chunk:
         token_rows: rows that are tokens, with ``token_ids`` and ``token_positions``.
         token_table: [U, 3d] layer 0 of all tokens at their positions, or None; ``token_index`` into it.
         context_rows: rows that are context vectors, with ``context_index`` and ``context_positions``.
-        holds: [P] the source of each place: a row, N for SOT, N + 1 + i for the i-th constant.
-        row_place: [N] the place of each row, and ``row_of_place`` [P] the reverse, N where there is none.
+        attention: of the rows among themselves.
         constants: the table of constants, and ``constant_index``, those that are placed.
-        trunk_mask: [P, 1 + T] added to the scores of SOT and trunk.
-        band_mask: [P, W] added to those of the window.
         end_rows: [C] rows the features are read from.
         end_band: [C, A'] rows (N + i for constant i) of each end's band, with ``end_mask`` [C, 1 + T + A'].
         prompts: [C] of the forest.
@@ -43,13 +42,9 @@ class Chunk:
     context_rows: Tensor
     context_index: Tensor
     context_positions: Tensor
-    holds: Tensor
-    row_place: Tensor
-    row_of_place: Tensor
+    attention: Attention
     constants: Constants | None
     constant_index: Tensor
-    trunk_mask: Tensor
-    band_mask: Tensor
     end_rows: Tensor
     end_band: Tensor
     end_mask: Tensor
@@ -60,15 +55,54 @@ class Chunk:
         """N."""
         return self.layout.n_rows
 
-    @property
-    def n_trunk(self) -> int:
-        """Columns of scores before the window's: SOT and T, or none."""
-        return 1 + self.layout.n_trunk if self.layout.has_trunk else 0
+
+class Attention(Protocol):
+    """How the rows of a chunk attend to each other: in windows, or by lists."""
 
     @property
-    def segments(self) -> tuple[Segment, ...]:
-        """Those whose rows are compared with SOT and a trunk."""
-        return self.layout.segments if self.layout.has_trunk else ()
+    def outlives(self) -> bool:
+        """Whether the backward reads the sources again."""
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory it takes, roughly."""
+
+    def saved_bytes(self, folded: FoldedTower) -> int:
+        """What a layer keeps for the backward."""
+
+    def attend(
+        self, folded: FoldedTower, start: Start, i: int, sources: Tensor, arena: Arena, scratch: Arena
+    ) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        """One layer.
+
+        Args:
+            folded: the tower.
+            start: SOT in it.
+            i: the layer.
+            sources: [M, 3d] queries without their bias, keys and values of rows, SOT and constants.
+            arena: memory that outlives the layer.
+            scratch: memory that does not.
+
+        Returns:
+            What the backward needs, and what the rows take [N, d].
+        """
+
+    def attend_backward(
+        self,
+        folded: FoldedTower,
+        start: Start,
+        i: int,
+        saved: tuple[Tensor, Tensor],
+        rows: Tensor,
+        scratch: Arena,
+    ) -> Tensor:
+        """Gradients [N, 3d] of queries, keys and values.
+
+        ``rows`` are those of what the rows took [N + 1, d], the last of them zero.
+        """
+
+    def projected(self, saved: tuple[Tensor, Tensor]) -> Tensor:
+        """[N, 3d] queries, keys and values of the rows."""
 
 
 @dataclass(frozen=True)
@@ -125,8 +159,8 @@ class Plan:
 
     @property
     def n_bytes(self) -> int:
-        """Memory of its masks, which are most of it."""
-        return sum(chunk.trunk_mask.nbytes + chunk.band_mask.nbytes for chunk in self.chunks) * 5 // 4
+        """Memory of who attends to whom, which is most of it."""
+        return sum(chunk.attention.n_bytes for chunk in self.chunks) * 5 // 4
 
     @property
     def n_rows(self) -> int:
@@ -151,6 +185,7 @@ class Plan:
 def chunk_of(
     folded: FoldedTower,
     layout: Layout,
+    attention: Attention,
     forest: Forest,
     which: np.ndarray,
     constants: Constants | None = None,
@@ -162,6 +197,7 @@ def chunk_of(
     Args:
         folded: the tower.
         layout: rows and places.
+        attention: made from them.
         forest: all prompts of the plan.
         which: which prompts of the whole set those of the plan are.
         constants: the table of constants.
@@ -171,8 +207,6 @@ def chunk_of(
     device, wide = folded.device, folded.wide
     codes, n = layout.codes, layout.n_rows
     is_token = codes < forest.n_tokens
-    holds = layout.holds
-    sources = np.where(holds < 0, n, np.where(holds >= n, holds + 1, holds))
     table = np.zeros(0, dtype=np.int64)
     ends = layout.end_band
     if constants is not None and len(layout.constants):
@@ -186,7 +220,7 @@ def chunk_of(
         open_ = torch.zeros(seen.shape, dtype=wide, device=device)
         return open_.masked_fill_(tensor(~seen), -torch.inf)
 
-    sot = np.ones((layout.n_places, 1), dtype=bool)
+    sot = np.ones((len(ends), 1), dtype=bool)
     end_place = layout.row_place[layout.end_row]
     return Chunk(
         layout=layout,
@@ -198,15 +232,11 @@ def chunk_of(
         context_rows=tensor(np.flatnonzero(~is_token)),
         context_index=tensor(codes[~is_token] - forest.n_tokens),
         context_positions=tensor(layout.positions[~is_token]),
-        holds=tensor(sources),
-        row_place=tensor(layout.row_place),
-        row_of_place=tensor(np.where((holds < 0) | (holds >= n), n, holds)),
+        attention=attention,
         constants=constants if len(table) else None,
         constant_index=tensor(table),
-        trunk_mask=mask(np.concatenate([sot, layout.trunk_seen], axis=1)),
-        band_mask=mask(layout.band_seen),
         end_rows=tensor(layout.end_row),
         end_band=tensor(np.maximum(ends, 0)),
-        end_mask=mask(np.concatenate([sot[: len(ends)], layout.trunk_seen[end_place], ends >= 0], axis=1)),
+        end_mask=mask(np.concatenate([sot, layout.trunk_seen[end_place], ends >= 0], axis=1)),
         prompts=tensor(layout.prompts),
     )

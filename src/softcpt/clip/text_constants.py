@@ -5,11 +5,13 @@ Nothing learned stands before them, so their keys and values are computed once, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
 from softcpt.clip.arena import Arena
-from softcpt.clip.text_chunk import Constants, Start, chunk_of
+from softcpt.clip.text_chunk import Attention, Constants, Start, chunk_of
 from softcpt.clip.text_folded import FoldedTower, normalise
 from softcpt.clip.text_passes import forward
 from softcpt.clip.text_plan import Forest, Ints, Layout, cut_into_chunks, grow_forest, lay_out
@@ -40,6 +42,7 @@ def names_before(slot: Ints) -> Ints:
 def constants_of(
     folded: FoldedTower,
     start: Start,
+    attention_of: Callable[[FoldedTower, Layout], Attention],
     ids: Ints,
     slot: Ints,
     arena: Arena,
@@ -53,6 +56,7 @@ def constants_of(
     Args:
         folded: the tower.
         start: SOT in it.
+        attention_of: makes the attention of a layout.
         ids: [K, L] the prompts' tokens.
         slot: [K, L] where their context stands.
         arena: memory.
@@ -77,16 +81,12 @@ def constants_of(
     done = 0
     for part in cut_into_chunks(forest, max_rows):
         layout = lay_out(forest, part, constants=False)
-        chunk = chunk_of(folded, layout, forest, named)
+        chunk = chunk_of(folded, layout, attention_of(folded, layout), forest, named)
         arena.reset()
         kept = forward(folded, start, chunk, nothing, arena, scratch, save=True)
-        own = torch.zeros(
-            len(kept.layers), layout.n_rows, 3 * folded.width, dtype=folded.narrow, device=folded.device
-        )
-        for state, room in zip(kept.layers, own, strict=True):
-            by_place = state.qkv.permute(2, 0, 1, 3).reshape(layout.n_places, -1)
-            room.copy_(by_place[chunk.row_place])
-        qkv.append(own)
+        own = [chunk.attention.projected(state.attended) for state in kept.layers]
+        none = torch.zeros(0, layout.n_rows, 3 * folded.width, dtype=folded.narrow, device=folded.device)
+        qkv.append(torch.stack(own) if own else none)
         last.append(normalise(kept.x, folded.layers[-1].eps_1)[0].to(folded.narrow))
         _number_rows(rows, layout, forest, done)
         done += layout.n_rows

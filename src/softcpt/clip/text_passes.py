@@ -1,7 +1,7 @@
 """One chunk of prompts forward and backward through the folded tower, written out by hand.
 
-Letters: d width, H heads, e = d / H, L layers, N rows, P places in windows of W, C prompts of a chunk,
-T trunk columns, S columns of scores (SOT, trunk and window, or the window alone), D embedding.
+Letters: d width, H heads, e = d / H, L layers, N rows, M sources (rows, SOT and constants), C prompts of a
+chunk, T trunk columns, D embedding.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from torch import Tensor
 from softcpt.clip.arena import Arena
 from softcpt.clip.text_chunk import Chunk, Start
 from softcpt.clip.text_folded import FoldedTower, normalise, normalise_backward
-from softcpt.clip.text_plan import Segment
 
 
 @dataclass
@@ -23,8 +22,7 @@ class LayerState:
     """What the backward needs of a layer."""
 
     x: Tensor
-    qkv: Tensor
-    prob: Tensor
+    attended: tuple[Tensor, Tensor]
     y: Tensor
     u: Tensor
     norm_1: tuple[Tensor, Tensor] | None
@@ -59,6 +57,7 @@ def forward(
     """One chunk through the tower. Without ``save`` every layer uses the same memory."""
     d, wide, narrow = folded.width, folded.wide, folded.narrow
     n, width_up = chunk.n_rows, folded.layers[0].w_up.shape[0]
+    attention = chunk.attention
     states: list[LayerState] = []
 
     x = arena.take(n, d, dtype=wide)
@@ -75,9 +74,10 @@ def forward(
         if not save:
             arena.rewind(mark)
         scratch.reset()
-        qkv = arena.take(3, folded.heads, chunk.layout.n_places, d // folded.heads, dtype=narrow)
-        norm_1 = _project(folded, start, i, chunk, x, qkv, scratch)
-        prob, o = _attend(folded, start, i, chunk, qkv, arena, scratch)
+        n_sources = n + 1 + len(chunk.constant_index)
+        sources = (arena if attention.outlives else scratch).take(n_sources, 3 * d, dtype=narrow)
+        norm_1 = _project(folded, start, i, chunk, x, sources)
+        attended, o = attention.attend(folded, start, i, sources, arena, scratch)
         y = arena.take(n, d, dtype=wide)
         torch.add(x, layer.b_out, out=y)
         _add_product(y, o, layer.w_out.t())
@@ -92,7 +92,7 @@ def forward(
         torch.add(y, layer.b_down, out=z)
         _add_product(z, a, layer.w_down.t())
         if save:
-            states.append(LayerState(x, qkv, prob, y, u, norm_1, (norm_2[0], norm_2[1])))
+            states.append(LayerState(x, attended, y, u, norm_1, (norm_2[0], norm_2[1])))
         x, spare = z, x
     if len(folded.layers) == 1:
         x = x.clone()
@@ -110,12 +110,10 @@ def _add_product(into: Tensor, a: Tensor, b: Tensor) -> None:
 
 
 def _project(
-    folded: FoldedTower, start: Start, i: int, chunk: Chunk, x: Tensor, qkv: Tensor, scratch: Arena
+    folded: FoldedTower, start: Start, i: int, chunk: Chunk, x: Tensor, sources: Tensor
 ) -> tuple[Tensor, Tensor] | None:
-    """Write queries, keys and values [3, H, P, e] of all places; returns what the norm's backward needs."""
-    layer = folded.layers[i]
-    d, narrow, n = folded.width, folded.narrow, chunk.n_rows
-    sources = scratch.take(n + 1 + len(chunk.constant_index), 3 * d, dtype=narrow)
+    """Write queries (without their bias), keys and values [M, 3d]; returns what the norm's backward needs."""
+    layer, narrow, n = folded.layers[i], folded.narrow, chunk.n_rows
     norm: tuple[Tensor, Tensor] | None = None
     if i == 0:
         # Token rows of layer 0 depend on nothing but the token.
@@ -134,17 +132,7 @@ def _project(
     sources[n] = start.qkv[i, 0]
     if chunk.constants is not None:
         sources[n + 1 :] = chunk.constants.qkv[i].index_select(0, chunk.constant_index)
-    placed = scratch.take(len(chunk.holds), 3 * d, dtype=narrow)
-    torch.index_select(sources, 0, chunk.holds, out=placed)
-    by_head = _by_head(placed, 3, folded.heads)
-    torch.add(by_head[0], layer.b_q.view(folded.heads, 1, -1), out=qkv[0])
-    qkv[1:] = by_head[1:]
     return norm
-
-
-def _by_head(rows: Tensor, parts: int, heads: int) -> Tensor:
-    """[parts, H, P, e] view of [P, parts * d]."""
-    return rows.view(len(rows), parts, heads, -1).permute(1, 2, 0, 3)
 
 
 def first_layer(folded: FoldedTower, ids: Tensor, positions: Tensor) -> Tensor:
@@ -152,82 +140,6 @@ def first_layer(folded: FoldedTower, ids: Tensor, positions: Tensor) -> Tensor:
     layer = folded.layers[0]
     x = folded.embedding[ids].to(folded.wide) + folded.positions[positions]
     return normalise(x, layer.eps_1)[0].to(folded.narrow) @ layer.w_qkv.t()
-
-
-def _attend(
-    folded: FoldedTower, start: Start, i: int, chunk: Chunk, qkv: Tensor, arena: Arena, scratch: Arena
-) -> tuple[Tensor, Tensor]:
-    """Probabilities [H, P, S], for the backward, and what the rows take from it [N, d]."""
-    layout, wide, narrow = chunk.layout, folded.wide, folded.narrow
-    heads, n_places, window = folded.heads, layout.n_places, layout.window
-    n_trunk, size = chunk.n_trunk, folded.width // folded.heads
-    q, k, v = qkv
-    prob = (arena if narrow == wide else scratch).take(heads, n_places, n_trunk + window, dtype=wide)
-    alone = not n_trunk and narrow == wide  # then the product can go where it belongs
-    scores = prob if alone else scratch.take(heads, n_places, window, dtype=narrow)
-    torch.bmm(_windows(q, window), _windows(k, window).transpose(1, 2), out=scores.view(-1, window, window))
-    torch.add(scores, chunk.band_mask, out=prob[:, :, n_trunk:])
-    for segment in chunk.segments:
-        at, columns = slice(segment.start, segment.end), 1 + segment.trunk
-        keys = _with_start(start, i, 1, k, segment, scratch)
-        scores = scratch.take(heads, segment.end - segment.start, columns, dtype=narrow)
-        torch.bmm(q[:, at], keys.transpose(1, 2), out=scores)
-        torch.add(scores, chunk.trunk_mask[at, :columns], out=prob[:, at, :columns])
-        if columns < n_trunk:
-            prob[:, at, columns:n_trunk] = -torch.inf
-    torch.ops.aten._softmax.out(prob, -1, False, out=prob)
-    if narrow != wide:
-        prob = arena.take(*prob.shape, dtype=narrow).copy_(prob)
-
-    taken = scratch.take(heads, n_places, size, dtype=narrow)
-    for segment in chunk.segments:
-        at, columns = slice(segment.start, segment.end), 1 + segment.trunk
-        values = _with_start(start, i, 2, v, segment, scratch)
-        _bmm_into(taken[:, at], prob[:, at, :columns], values, scratch)
-    _add_band(taken, _band(prob, chunk), v, chunk)
-    by_place = scratch.take(n_places, folded.width, dtype=narrow)
-    _by_head(by_place, 1, heads)[0].copy_(taken)
-    o = scratch.take(chunk.n_rows, folded.width, dtype=narrow)
-    torch.index_select(by_place, 0, chunk.row_place, out=o)
-    return prob, o
-
-
-def _windows(places: Tensor, window: int) -> Tensor:
-    """[H P / W, W, e] of [H, P, e]."""
-    return places.view(-1, window, places.shape[2])
-
-
-def _band(scores: Tensor, chunk: Chunk) -> Tensor:
-    """[H P / W, W, W] the windows' columns of [H, P, S]."""
-    window = chunk.layout.window
-    return scores.view(-1, window, scores.shape[2])[:, :, chunk.n_trunk :]
-
-
-def _add_band(into: Tensor, weights: Tensor, values: Tensor, chunk: Chunk) -> None:
-    """What windows take from themselves, added to what came from the trunk if there is one."""
-    window = chunk.layout.window
-    own = _windows(into, window)
-    if chunk.n_trunk:
-        torch.baddbmm(own, weights, _windows(values, window), out=own)
-    else:
-        torch.bmm(weights, _windows(values, window), out=own)
-
-
-def _with_start(start: Start, i: int, part: int, places: Tensor, segment: Segment, scratch: Arena) -> Tensor:
-    """[H, 1 + T, e] keys (part 1) or values (part 2) of SOT and of a segment's trunk."""
-    heads, _, size = places.shape
-    both = scratch.take(heads, 1 + segment.trunk, size, dtype=places.dtype)
-    both[:, 0] = start.qkv[i, 0].view(3, heads, size)[part]
-    both[:, 1:] = places[:, segment.start : segment.start + segment.trunk]
-    return both
-
-
-def _bmm_into(out: Tensor, a: Tensor, b: Tensor, scratch: Arena) -> None:
-    """Out = a b; a product written straight into a strided place would leave the fast path."""
-    if out.is_contiguous() and out.dtype == a.dtype:
-        torch.bmm(a, b, out=out)
-    else:
-        out.copy_(torch.bmm(a, b, out=scratch.take(*out.shape, dtype=a.dtype)))
 
 
 def _finish(folded: FoldedTower, start: Start, chunk: Chunk, x: Tensor) -> Tensor:
@@ -292,8 +204,8 @@ def backward(
         g += normalise_backward(dh.to(folded.wide), kept.y, *kept.norm_2)
         rows = scratch.take(len(g) + 1, d, dtype=narrow)
         torch.mm(g.to(narrow), layer.w_out, out=rows[:-1])
-        do = _spread(rows, chunk, folded.heads, scratch)
-        dqkv = _attend_backward(folded, start, i, chunk, kept, do, scratch)
+        rows[-1] = 0
+        dqkv = chunk.attention.attend_backward(folded, start, i, kept.attended, rows, scratch)
         if i > 0:
             dh = torch.mm(dqkv, layer.w_qkv, out=dh)
             assert kept.norm_1 is not None
@@ -310,68 +222,9 @@ def backward(
         into.index_add_(0, chunk.context_index, g.index_select(0, chunk.context_rows))
 
 
-def _spread(rows: Tensor, chunk: Chunk, heads: int, scratch: Arena) -> Tensor:
-    """[H, P, e] gradients at the places of the rows [N + 1, d]; zero, the last row, where there is no row."""
-    rows[-1] = 0
-    n_places, width = chunk.layout.n_places, rows.shape[1]
-    by_place = scratch.take(n_places, width, dtype=rows.dtype)
-    torch.index_select(rows, 0, chunk.row_of_place, out=by_place)
-    spread = scratch.take(heads, n_places, width // heads, dtype=rows.dtype)
-    return spread.copy_(_by_head(by_place, 1, heads)[0])
-
-
-def _attend_backward(
-    folded: FoldedTower, start: Start, i: int, chunk: Chunk, kept: LayerState, do: Tensor, scratch: Arena
-) -> Tensor:
-    """Gradients [N, 3d] of queries, keys and values, of ``do`` [H, P, e]."""
-    layout, wide, narrow = chunk.layout, folded.wide, folded.narrow
-    heads, n_places, window = folded.heads, layout.n_places, layout.window
-    n_trunk, prob = chunk.n_trunk, kept.prob
-    q, k, v = kept.qkv
-
-    dscore = scratch.take(heads, n_places, n_trunk + window, dtype=wide)
-    alone = not n_trunk and narrow == wide
-    banded = dscore if alone else scratch.take(heads, n_places, window, dtype=narrow)
-    torch.bmm(_windows(do, window), _windows(v, window).transpose(1, 2), out=banded.view(-1, window, window))
-    if not alone:
-        dscore[:, :, n_trunk:] = banded
-    for segment in chunk.segments:
-        at, columns = slice(segment.start, segment.end), 1 + segment.trunk
-        values = _with_start(start, i, 2, v, segment, scratch)
-        _bmm_into(dscore[:, at, :columns], do[:, at], values.transpose(1, 2), scratch)
-        if columns < n_trunk:
-            dscore[:, at, columns:n_trunk].zero_()
-    torch.ops.aten._softmax_backward_data.out(dscore, prob.to(wide), -1, wide, grad_input=dscore)
-    if narrow != wide:
-        dscore = dscore.to(narrow)
-
-    grads = scratch.take(3, *q.shape, dtype=narrow)
-    dq, dk, dv = grads
-    for segment in chunk.segments:
-        at, columns = slice(segment.start, segment.end), 1 + segment.trunk
-        keys = _with_start(start, i, 1, k, segment, scratch)
-        _bmm_into(dq[:, at], dscore[:, at, :columns], keys, scratch)
-    weights = _band(dscore, chunk)
-    _add_band(dq, weights, k, chunk)
-    torch.bmm(weights.transpose(1, 2), _windows(q, window), out=_windows(dk, window))
-    torch.bmm(_band(prob, chunk).transpose(1, 2), _windows(do, window), out=_windows(dv, window))
-    for segment in chunk.segments:
-        if segment.trunk:
-            at, in_trunk = slice(segment.start, segment.end), slice(1, 1 + segment.trunk)
-            trunk = slice(segment.start, segment.start + segment.trunk)
-            dk[:, trunk] += torch.bmm(dscore[:, at, in_trunk].transpose(1, 2), q[:, at])
-            dv[:, trunk] += torch.bmm(prob[:, at, in_trunk].transpose(1, 2), do[:, at])
-    by_place = scratch.take(n_places, 3 * folded.width, dtype=narrow)
-    _by_head(by_place, 3, heads).copy_(grads)
-    rows = scratch.take(chunk.n_rows, 3 * folded.width, dtype=narrow)
-    return torch.index_select(by_place, 0, chunk.row_place, out=rows)
-
-
 def saved_bytes(folded: FoldedTower, chunk: Chunk) -> int:
     """What a chunk keeps for the backward, roughly."""
     d, up = folded.width, folded.layers[0].w_up.shape[0]
     narrow, wide = folded.narrow.itemsize, folded.wide.itemsize
-    scores = folded.heads * chunk.layout.n_places * (chunk.n_trunk + chunk.layout.window) * narrow
-    places = 3 * d * chunk.layout.n_places * narrow
     rows = chunk.n_rows * (2 * d * wide + up * narrow)
-    return (len(folded.layers) - 1) * (scores + places + rows)
+    return (len(folded.layers) - 1) * (chunk.attention.saved_bytes(folded) + rows)

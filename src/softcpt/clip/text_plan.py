@@ -205,6 +205,33 @@ class Layout:
         """T."""
         return int(self.trunk_seen.shape[1])
 
+    @property
+    def sources(self) -> Ints:
+        """[P] what each place holds, as a source: a row, N for SOT, N + 1 + i for the i-th constant."""
+        n = self.n_rows
+        return np.where(self.holds < 0, n, np.where(self.holds >= n, self.holds + 1, self.holds))
+
+    def lists(self) -> tuple[Ints, Ints]:
+        """Whom each row attends to: [N + 1] where its list begins, and [V] the sources of all lists."""
+        place, sources = self.row_place, self.sources
+        starts = np.zeros(self.n_places, dtype=np.int64)
+        for segment in self.segments:
+            starts[segment.start : segment.end] = segment.start
+        row_of_trunk, column = np.nonzero(self.trunk_seen[place])
+        row_of_band, other = np.nonzero(self.band_seen[place])
+        sot = np.arange(self.n_rows if self.has_trunk else 0)  # without a trunk it stands in the window
+        of_row = np.concatenate([sot, row_of_trunk, row_of_band])
+        seen = np.concatenate(
+            [
+                np.full(len(sot), self.n_rows),
+                sources[starts[place[row_of_trunk]] + column],
+                sources[place[row_of_band] // self.window * self.window + other],
+            ]
+        )
+        order = np.argsort(of_row, kind="stable")
+        first = np.concatenate([[0], np.cumsum(np.bincount(of_row, minlength=self.n_rows))])
+        return first, seen[order]
+
     @cached_property
     def n_seen(self) -> tuple[int, int]:
         """Pairs of a row and a key it attends to, SOT among them: of all rows, and of the ends alone."""

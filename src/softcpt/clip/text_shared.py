@@ -19,8 +19,9 @@ import logging
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -31,11 +32,12 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from softcpt.clip.arena import Arena
 from softcpt.clip.text import TextTower
-from softcpt.clip.text_chunk import Constants, Plan, Start, chunk_of
+from softcpt.clip.text_chunk import Attention, Constants, Plan, Start, chunk_of
 from softcpt.clip.text_constants import constants_of, names_before, start_of
-from softcpt.clip.text_folded import fold, why_not_folded
+from softcpt.clip.text_folded import FoldedTower, fold, why_not_folded
 from softcpt.clip.text_passes import ChunkState, backward, first_layer, forward, saved_bytes
-from softcpt.clip.text_plan import cut_into_chunks, grow_forest, lay_out
+from softcpt.clip.text_plan import Layout, cut_into_chunks, grow_forest, lay_out
+from softcpt.clip.text_windows import Windows
 from softcpt.clip.tokens import NamePrompts
 
 logger = logging.getLogger("softcpt")
@@ -70,6 +72,8 @@ class SharedTextEncoder:
         tower: whose blocks can be folded.
         narrow: dtype of the products; the tower's own, or that of autocast.
         max_rows: of a chunk; None chooses by device.
+        compiled: whether attention is a compiled loop over lists of rows (on the CPU, in the tower's own
+            precision, with numba); None where that can be and PyTorch works on one thread.
         saved_bytes: kept for the backward, see :data:`SAVED_GB`.
     """
 
@@ -79,6 +83,7 @@ class SharedTextEncoder:
         narrow: torch.dtype | None = None,
         *,
         max_rows: int | None = None,
+        compiled: bool | None = None,
         saved_bytes: int = int(SAVED_GB * 2**30),
     ) -> None:
         with torch.inference_mode(False):
@@ -86,6 +91,7 @@ class SharedTextEncoder:
         self.device = tower.device
         self.max_rows = max_rows or MAX_ROWS.get(self.device.type, MAX_ROWS_ELSEWHERE)
         self.saved_bytes = saved_bytes
+        self.attention_of = _attention(self.folded, compiled)
         self._prompts: weakref.WeakKeyDictionary[NamePrompts, _Planned] = weakref.WeakKeyDictionary()
         self._starts: dict[int, Start] = {}
         self._idle: list[Arena] = []
@@ -208,6 +214,20 @@ class SharedTextEncoder:
             arena.fill(float("nan"))
 
 
+def _attention(folded: FoldedTower, compiled: bool | None) -> Callable[[FoldedTower, Layout], Attention]:
+    """How attention is computed: makes that of a layout."""
+    fits = folded.device.type == "cpu" and folded.narrow == folded.wide
+    if compiled is None:
+        compiled = fits and torch.get_num_threads() == 1 and find_spec("numba") is not None
+    if not compiled:
+        return Windows.of
+    if not fits:
+        raise ValueError(f"compiled attention on {folded.device} in {folded.narrow}")
+    from softcpt.clip.text_lists import Lists  # numba takes a second to import
+
+    return Lists.of
+
+
 _encoders: weakref.WeakKeyDictionary[TextTower, tuple[Any, dict[torch.dtype, SharedTextEncoder | None]]] = (
     weakref.WeakKeyDictionary()
 )
@@ -294,7 +314,10 @@ class _Planned:
             is_token = layout.codes < n_tokens
             pairs = layout.codes[is_token] * self.ids.shape[1] + layout.positions[is_token]
             in_table = np.searchsorted(self.tokens, pairs)
-            chunks.append(chunk_of(encoder.folded, layout, forest, which, constants, table, in_table))
+            attention = encoder.attention_of(encoder.folded, layout)
+            chunks.append(
+                chunk_of(encoder.folded, layout, attention, forest, which, constants, table, in_table)
+            )
         folded = encoder.folded
         return Plan(
             forest=forest,
@@ -343,6 +366,7 @@ class _Planned:
             return constants_of(
                 encoder.folded,
                 start,
+                encoder.attention_of,
                 self.ids,
                 self.slot,
                 arena,

@@ -121,6 +121,11 @@ def centre_pixels(image: Image.Image, spec: PixelSpec) -> Float[Tensor, "3 S S"]
     return _normalised(image, spec)
 
 
+def mirror_pixels(image: Image.Image, spec: PixelSpec) -> Float[Tensor, "3 S S"]:
+    """The mirror image of :func:`centre_pixels`."""
+    return centre_pixels(image, spec).flip(2)
+
+
 def view_pixels(image: Image.Image, spec: PixelSpec, digest: str, view: int) -> Float[Tensor, "3 S S"]:
     """View ``view`` of a picture: a random resized crop and flip that depend on (digest, view) alone.
 

@@ -23,6 +23,7 @@ from softcpt.core.seeds import seed_for_torch
 from softcpt.data.record import Record, Suite, Task
 from softcpt.engine.config import EncoderConfig, Settings, resolve, values_of
 from softcpt.engine.signed import read_signed, write_signed
+from softcpt.engine.support import allocate
 from softcpt.methods.base import Classifier, Problem, SeparateClassifiers, Streams, TaskNames
 
 WEIGHTS = "adapter.safetensors"
@@ -191,6 +192,8 @@ def restore_classifier(adapter: Adapter, backbone: Backbone) -> Classifier:
         )
     problem = problem_of(adapter.tasks, backbone, adapter.settings.encoder)
     classifier = build_classifier(problem, adapter.settings)
+    index = {task.name: t for t, task in enumerate(adapter.tasks)}
+    allocate(classifier, [index[entry["task"]] for entry in adapter.facts["samples"]["train"]])
     wanted = {name: tuple(tensor.shape) for name, tensor in classifier.learned().items()}
     given = {name: tuple(tensor.shape) for name, tensor in adapter.tensors.items()}
     faults = [

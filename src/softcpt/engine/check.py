@@ -24,6 +24,7 @@ from softcpt.engine.config import Settings
 from softcpt.engine.features import autocast, encode_pixels
 from softcpt.engine.loop import n_steps
 from softcpt.engine.prepare import Plan, Prepared, prepare_run
+from softcpt.engine.support import allocate
 from softcpt.engine.train import Part, parts_of
 
 BYTES_PER_ACTIVATION = 20 * 4
@@ -168,6 +169,10 @@ def measure(prepared: Prepared) -> Cost:
         n_views = len(part.pool.records) * max(1, min(train.views, epochs))
         train_s += n * _seconds_per_step(part, backbone, settings) + n_views * image_s
         steps, views = steps + n, views + n_views
+    if settings.method.fits and not parts:  # what fitting takes beside encoding is not measured
+        views += len(samples.train) * max(1, getattr(settings.own, "views", 1))
+        train_s += (views + len(samples.val)) * image_s
+    allocate(classifier, [record.task for record in samples.train])
     text = backbone.text
     layers = sum(isinstance(module, torch.nn.MultiheadAttention) for module in text.transformer.modules())
     n_names = max(len(part.classifier.problem.class_names) for part in parts) if parts else suite.n_classes

@@ -390,7 +390,8 @@ def _idle_faults(settings: Settings, from_recipe: Mapping[str, Any]) -> list[Fau
     encoder = settings.encoder
     if encoder.text_memory_gb != EncoderConfig().text_memory_gb:
         if not method.trains:
-            why = f"{method.key} trains nothing, so it would have no effect"
+            did = "learns nothing through the text encoder" if method.fits else "trains nothing"
+            why = f"{method.key} {did}, so it would have no effect"
             faults.append(Fault("text_memory_gb", why, "leave it out"))
         elif encoder.text_encoder == "plain":
             why = "with text_encoder=plain it would have no effect"
@@ -429,8 +430,10 @@ def _recipe_faults(recipe: str, method: Method, merged: Mapping[str, Any]) -> li
     if recipe not in known:
         return [Fault("recipe", f"there is no recipe {recipe!r}", nearest(recipe, known))]
     if recipe == "published" and method.published_steps is None:
-        if not method.trains:
+        if not method.uses_images:
             why = f"{method.key} trains nothing, so there are no published steps to repeat"
+        elif not method.trains:
+            why = f"{method.key} takes none of the published code's training steps"
         elif method.separate:
             why = f"the published code trains all tasks in one run; {method.key} trains each on its own"
         else:
@@ -443,7 +446,10 @@ def _recipe_faults(recipe: str, method: Method, merged: Mapping[str, Any]) -> li
 
 
 def _key_fault(key: str, method: Method) -> Fault:
-    if not method.trains and key in TrainConfig.model_fields:
+    if method.uses_images and not method.trains and key in TrainConfig.model_fields:
+        why = f"{method.key} is fitted in a way of its own, so it would have no effect"
+        return Fault(key, why, "leave it out")
+    if not method.uses_images and key in TrainConfig.model_fields:
         return Fault(key, f"{method.key} trains nothing, so it would have no effect", "leave it out")
     others = [m.key for m in list_methods() if key in m.config.model_fields]
     if others:

@@ -23,7 +23,7 @@ from softcpt.engine.features import ImageFeatures
 from softcpt.engine.metrics import class_recalls, mean_class_accuracy, overall_accuracy
 from softcpt.engine.prepare import resolve_device
 from softcpt.engine.runs import Run, open_run
-from softcpt.methods.base import Scorer
+from softcpt.methods.base import Scorer, Tuned
 from softcpt.methods.zero_shot import ZeroShot
 
 
@@ -83,6 +83,7 @@ class Evaluation:
         tasks: in the suite's order.
         predictions: one per test image.
         notes: what a reader should know.
+        tuned: task -> what the run chose on its val images.
     """
 
     suite: str
@@ -92,6 +93,7 @@ class Evaluation:
     tasks: tuple[TaskScores, ...]
     predictions: tuple[Scored, ...] = field(repr=False)
     notes: tuple[str, ...] = ()
+    tuned: Tuned = field(default_factory=dict)
 
     @property
     def score(self) -> float:
@@ -130,6 +132,10 @@ class Evaluation:
                 for task in self.tasks
             },
             "n_images": {task.name: task.n_images for task in self.tasks},
+            "tuned": {
+                name: {key: _percent(value) if key == "val_accuracy" else value for key, value in own.items()}
+                for name, own in self.tuned.items()
+            },
             "missing_classes": {t.name: t.missing_classes for t in self.tasks if t.missing_classes},
             "notes": list(self.notes),
         }
@@ -202,11 +208,12 @@ def evaluate(
     return Evaluation(
         suite=name,
         method=settings.method.key,
-        shots=settings.run.shots if settings.method.trains else 0,
+        shots=settings.run.shots if settings.method.uses_images else 0,
         seed=settings.run.seed,
         tasks=tuple(scores),
         predictions=tuple(predictions),
         notes=tuple(notes),
+        tuned=run.result.get("tuned", {}),
     )
 
 

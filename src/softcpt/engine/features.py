@@ -18,11 +18,13 @@ from typing import Literal
 import numpy as np
 import torch
 from jaxtyping import Float
+from PIL.Image import Image
 from torch import Tensor
 
 from softcpt.clip.backbone import Backbone
 from softcpt.core.errors import Fault, SuiteError
-from softcpt.data.image import centre_pixels, open_image, view_pixels
+from softcpt.core.pixels import PixelSpec
+from softcpt.data.image import centre_pixels, mirror_pixels, open_image, view_pixels
 from softcpt.data.record import Record
 from softcpt.engine.encoder_key import encoder_key
 from softcpt.engine.feature_cache import FeatureCache, Key
@@ -31,6 +33,9 @@ Precision = Literal["fp32", "bf16", "fp16"]
 
 CENTRE = -1
 """The view number of the unaugmented centre."""
+
+MIRROR = -2
+"""That of its mirror image."""
 
 IMAGES_AT_ONCE = 64
 """Views decoded as one piece, and what a killed process loses at most."""
@@ -139,12 +144,7 @@ class ImageFeatures:
         spec = self.backbone.pixels
         return _Decoded(
             len(job.keys),
-            {
-                (digest, view): centre_pixels(image, spec)
-                if view == CENTRE
-                else view_pixels(image, spec, digest, view)
-                for digest, view in job.keys
-            },
+            {(digest, view): _pixels(image, spec, digest, view) for digest, view in job.keys},
         )
 
     def _recall(self, keys: Sequence[Key]) -> None:
@@ -186,6 +186,14 @@ class _Decoded:
     n_views: int
     pixels: dict[Key, Tensor]
     fault: Fault | None = None
+
+
+def _pixels(image: Image, spec: PixelSpec, digest: str, view: int) -> Float[Tensor, "3 S S"]:
+    if view == CENTRE:
+        return centre_pixels(image, spec)
+    if view == MIRROR:
+        return mirror_pixels(image, spec)
+    return view_pixels(image, spec, digest, view)
 
 
 def _pieces(wanted: dict[Key, Record]) -> Iterator[list[_Job]]:

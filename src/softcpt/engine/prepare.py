@@ -199,7 +199,7 @@ def plan_run(suite: Suite, settings: Settings) -> Plan:
     idle: tuple[str, ...] = ()
     if settings.data.split_seed != 0 and all(record.part is not None for record in suite.records):
         idle = ("split_seed draws nothing here: the suite gives its own parts",)
-    if not settings.method.trains:
+    if not settings.method.uses_images:
         # Nothing is drawn where nothing is learned or chosen.
         test = [r for r, part in zip(suite.records, split.parts, strict=True) if part == "test"]
         return Plan(split, Samples((), (), tuple(test)), (*suite.notes, *split.notes, *idle))
@@ -217,7 +217,7 @@ def plan_run(suite: Suite, settings: Settings) -> Plan:
         for label, name in enumerate(task.classes)
         if (t, label) not in drawn
     ]
-    if settings.training().epochs == "auto":
+    if settings.train is not None and settings.train.epochs == "auto":
         chosen_by = {record.task for record in samples.val}
         faults += [
             Fault(

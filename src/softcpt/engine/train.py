@@ -38,7 +38,8 @@ from softcpt.engine.runs import (
     write_config,
 )
 from softcpt.engine.signed import write_signed
-from softcpt.methods.base import Classifier, SeparateClassifiers
+from softcpt.engine.support import fit_to_support
+from softcpt.methods.base import Classifier, SeparateClassifiers, n_parameters
 
 logger = logging.getLogger("softcpt")
 
@@ -129,6 +130,7 @@ def _run(
                 on_progress=on_progress,
             )
             epochs[part.name] = asdict(trained)
+    tuned = fit_to_support(classifier, samples, features, seed=settings.run.seed, on_progress=on_progress)
     release_memory(backbone.text)
     val = val_score(classifier, suite, samples.val, features)
     stored = {"train": listed(samples.train, suite.tasks), "val": listed(samples.val, suite.tasks)}
@@ -157,10 +159,12 @@ def _run(
     result = {
         "method": settings.method.key,
         "suite": suite.name,
-        "shots": settings.run.shots if settings.method.trains else 0,
+        "shots": settings.run.shots if settings.method.uses_images else 0,
         "seed": settings.run.seed,
         "epochs": epochs,
         "val_score": val,
+        "tuned": tuned,
+        "n_parameters": n_parameters(classifier),
         "n_learned": sum(tensor.numel() for tensor in classifier.learned().values()),
         "n_train": len(samples.train),
         "n_val": len(samples.val),

@@ -1,8 +1,11 @@
 """What a method is: values to set, one function that builds its classifier, and what the loop must know.
 
-    Problem      names of tasks and classes, and the frozen text side
-    Method       the entry of the registry
-    Classifier   what a method makes of a problem; the loop trains it, the evaluation asks it for scores
+    Problem            names of tasks and classes, and the frozen text side
+    Method             the entry of the registry
+    Classifier         what a method makes of a problem; the loop trains it, the evaluation asks it for scores
+    FittedClassifier   one that is fitted to image features that are there already: instead of the loop
+                       (``Method.fits``), or after it (``trains`` and ``fits``: prompts first, then a head)
+    Support            those features, of one task
 
 Letters (STYLE): B images, T tasks, K classes of the suite, C classes of a task, D embedding, W text width.
 """
@@ -35,6 +38,10 @@ Streams = Callable[[str], torch.Generator]
 
 
 TextPath = Literal["fast", "plain"]
+
+
+Tuned = dict[str, dict[str, Any]]
+"""Name of a task -> what was chosen for it (``alpha``), on what evidence (``val_accuracy``); JSON values."""
 
 
 class MethodConfig(BaseModel):
@@ -235,7 +242,7 @@ class PromptClassifier(Classifier):
         return score
 
     def _known_features(self) -> Tensor:
-        """Features of all classes, computed again only after something was learned."""
+        """Text features of all K classes [K, D], computed again only after something was learned."""
         text = self.problem.text
         tensors = [*self.parameters(), *self.buffers(), *text.parameters(), *text.buffers()]
         versions = [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
@@ -244,6 +251,76 @@ class PromptClassifier(Classifier):
             with torch.no_grad():
                 self._known = (state, self.class_features().to(self.problem.dtype))
         return self._known[1]
+
+
+class Support(ABC):
+    """What a fitted classifier may see of one task: features of its drawn images, none of them normalised.
+
+    They are made when they are asked for: a method pays only for what it reads. The order of the images is
+    that of the run's samples, the same for all methods.
+    """
+
+    @property
+    @abstractmethod
+    def labels(self) -> Int[Tensor, " n"]:
+        """Class of each training image in its task."""
+
+    @property
+    @abstractmethod
+    def centres(self) -> Float[Tensor, "n D"]:
+        """The whole training images."""
+
+    @property
+    @abstractmethod
+    def mirrors(self) -> Float[Tensor, "n D"]:
+        """Their mirror images."""
+
+    @abstractmethod
+    def views(self, count: int) -> Float[Tensor, "n V D"]:
+        """The first ``count`` random views, the same ones for every method, shot count and seed.
+
+        With a count of 0 the centre is the only view.
+        """
+
+    @property
+    @abstractmethod
+    def val_labels(self) -> Int[Tensor, " m"]:
+        """Class of each val image: min(shots, 4) a class, none where the suite has no val part."""
+
+    @property
+    @abstractmethod
+    def val(self) -> Float[Tensor, "m D"]:
+        """The whole val images; nothing else may choose a setting."""
+
+
+class FittedClassifier(Classifier):
+    """A classifier that is fitted to features, with tensors whose sizes depend on the training images.
+
+    It scores like any other once it was fitted, or once :meth:`allocate` made room and an adapter filled it.
+    """
+
+    @abstractmethod
+    def allocate(self, n_images: Sequence[int]) -> None:
+        """Make room for everything :meth:`learned` will hold.
+
+        Tells a loader which tensors to expect, so that it need not trust a file for their shapes.
+
+        Args:
+            n_images: training images of each task.
+        """
+
+    @abstractmethod
+    def fit(self, support: Sequence[Support], streams: Streams) -> None:
+        """Learn from the support of each task, and choose on its val images.
+
+        Args:
+            support: one per task, in the problem's order.
+            streams: whatever is drawn; name them by task, so that another task changes nothing.
+        """
+
+    @abstractmethod
+    def tuned(self) -> Tuned:
+        """What the last :meth:`fit` chose; for the record, not needed to score."""
 
 
 class SeparateClassifiers(Classifier):
@@ -265,6 +342,21 @@ class SeparateClassifiers(Classifier):
         return lambda features, task: scorers[task](features, 0)
 
 
+def fitted_parts(classifier: Classifier) -> list[tuple[FittedClassifier, list[int]]]:
+    """Everything in a classifier that is to be fitted, each with the tasks it knows."""
+    if isinstance(classifier, FittedClassifier):
+        return [(classifier, list(range(len(classifier.problem.tasks))))]
+    if isinstance(classifier, SeparateClassifiers):
+        parts = [(classifier.part(t), [t]) for t in range(len(classifier.tasks))]
+        return [(part, tasks) for part, tasks in parts if isinstance(part, FittedClassifier)]
+    return []
+
+
+def n_parameters(classifier: Classifier) -> int:
+    """How many numbers were learned; features that are merely kept do not count."""
+    return sum(p.numel() for p in classifier.parameters())
+
+
 @dataclass(frozen=True)
 class Method:
     """An entry of the registry.
@@ -275,7 +367,8 @@ class Method:
         summary: one line for people.
         config: its own options.
         build: makes the classifier; random starts come from named streams.
-        trains: False for methods without anything to learn.
+        trains: whether the loop trains its classifier.
+        fits: whether its classifier is a :class:`FittedClassifier`, fitted after the loop or without one.
         separate: one independent training per task instead of one over all.
         published_steps: optimizer steps a batch, and scheduler steps an epoch, of the published code
             (its ``K``); None where no code of this kind was published.
@@ -289,3 +382,9 @@ class Method:
     trains: bool = True
     separate: bool = False
     published_steps: int | None = None
+    fits: bool = False
+
+    @property
+    def uses_images(self) -> bool:
+        """Whether it needs training images at all."""
+        return self.trains or self.fits

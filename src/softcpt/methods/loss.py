@@ -22,6 +22,12 @@ def cosine_logits(
         return logits
 
 
+def unit(features: Tensor) -> Tensor:
+    """Rows of norm 1; norms without epsilon, as in :func:`cosine_logits`."""
+    rows: Tensor = features / features.norm(dim=-1, keepdim=True)
+    return rows
+
+
 def multitask_cross_entropy(
     logits: Float[Tensor, "B K"],
     columns: Int[Tensor, " B"],

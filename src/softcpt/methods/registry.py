@@ -3,13 +3,34 @@
 from __future__ import annotations
 
 from softcpt.core.errors import ConfigError, Fault, nearest
-from softcpt.methods import coop, softcpt, zero_shot
+from softcpt.methods import (
+    clap,
+    coop,
+    cross_modal,
+    linear_probe,
+    lp_plus_plus,
+    protonet,
+    softcpt,
+    taskres,
+    tip_adapter,
+    zero_shot,
+)
 from softcpt.methods.base import Method
 
 _METHODS = {
     method.key: method
     for method in (
         zero_shot.ZERO_SHOT,
+        zero_shot.ZERO_SHOT_ENSEMBLE,
+        protonet.PROTONET,
+        linear_probe.LP_CLIP,
+        tip_adapter.TIP_ADAPTER,
+        tip_adapter.TIP_ADAPTER_F,
+        cross_modal.CROSS_MODAL,
+        lp_plus_plus.LP_PLUS_PLUS,
+        clap.ZS_LP,
+        clap.CLAP,
+        taskres.TASKRES,
         coop.COOP_MT,
         coop.COOP_CA,
         coop.COOP_CA_JOINT,

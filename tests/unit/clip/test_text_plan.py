@@ -334,6 +334,7 @@ def test_multiply_adds_are_those_of_the_exact_computation(position, owners, max_
         assert plan.n_rows == len(rows)
         assert sorted(map(str, ends)) == sorted(map(str, set(codes)))
         assert plan.multiply_adds() == count_multiply_adds(rows, ends, layers=3, d=64, embed=24)
+        assert all(len(chunk.attention.seen) == chunk.layout.n_seen[0] for chunk in plan.chunks)
 
 
 def count_multiply_adds(rows, ends, *, layers, d, embed):

@@ -42,9 +42,9 @@ def small_pieces(monkeypatch):
     monkeypatch.setattr(Arena, "PIECE", 1 << 12)
 
 
-@pytest.fixture
-def encoder():
-    return SharedTextEncoder(tower(), max_rows=60)
+@pytest.fixture(params=[True, False], ids=["lists", "windows"])
+def encoder(request):
+    return SharedTextEncoder(tower(), max_rows=60, compiled=request.param)
 
 
 @cache
@@ -65,6 +65,7 @@ def same(ours, reference):
     return all(torch.equal(a, b) for a, b in zip(ours, reference, strict=True))
 
 
+@pytest.mark.parametrize("compiled", [True, False], ids=["lists", "windows"])
 @pytest.mark.parametrize(
     ("n_context", "max_rows"),
     [(1, 4096), (4, 4096), (4, 24), (16, 60)],
@@ -73,19 +74,22 @@ def same(ours, reference):
 @pytest.mark.parametrize("owners", OWNERS)
 @pytest.mark.parametrize("position", POSITIONS)
 @pytest.mark.parametrize("suite", SUITES)
-def test_features_and_gradients_are_the_plain_encoders(suite, position, owners, n_context, max_rows):
-    encoder = SharedTextEncoder(tower(), max_rows=max_rows)
+def test_features_and_gradients_are_the_plain_encoders(
+    suite, position, owners, n_context, max_rows, compiled
+):
+    encoder = SharedTextEncoder(tower(), max_rows=max_rows, compiled=compiled)
     check(encoder, suite, position, owners, n_context)
     encoder.poison()
     if n_context != 1:
         check(encoder, suite, position, owners, n_context)
 
 
+@pytest.mark.parametrize("compiled", [True, False], ids=["lists", "windows"])
 @pytest.mark.parametrize("max_rows", [4096, 20])
 @pytest.mark.parametrize("suite", SUITES)
-def test_prompts_without_context(suite, max_rows):
+def test_prompts_without_context(suite, max_rows, compiled):
     case = build_case(suite, n_context=0)
-    encoder = SharedTextEncoder(tower(), max_rows=max_rows)
+    encoder = SharedTextEncoder(tower(), max_rows=max_rows, compiled=compiled)
     reference = encode_alone(tower(), case, case.context)
     for _ in range(2):
         features, gradient = run(encode_shared, encoder, case)
@@ -107,27 +111,29 @@ def test_all_77_positions_of_the_published_way_change_nothing(encoder, position)
     assert off(gradient, context.grad) < EXACT
 
 
+@pytest.mark.parametrize("compiled", [True, False], ids=["lists", "windows"])
 @pytest.mark.parametrize("case", [("ragged", "end", "class"), ("many classes", "end", "task"),
                                   ("prefixes", "front", "one")])  # fmt: skip
 @pytest.mark.parametrize(("kind", "layers"), [("gelu", 1), ("gelu", 2), *((kind, 3) for kind in FOLDED)])
-def test_towers_of_every_kind(kind, layers, case):
+def test_towers_of_every_kind(kind, layers, case, compiled):
     text, case = tower(kind, layers), build_case(*case)
     features, gradient = run(encode_alone, text, case)
-    ours, own_gradient = run(encode_shared, SharedTextEncoder(text, max_rows=150), case)
+    ours, own_gradient = run(encode_shared, SharedTextEncoder(text, max_rows=150, compiled=compiled), case)
     assert off(ours, features) < EXACT
     assert off(own_gradient, gradient) < EXACT
 
 
+@pytest.mark.parametrize("compiled", [True, False], ids=["lists", "windows"])
 @pytest.mark.parametrize("owners", OWNERS)
 @pytest.mark.parametrize("position", POSITIONS)
 @pytest.mark.parametrize("suite", ["ragged", "many classes"])
-def test_fp32_is_as_exact_as_the_plain_encoders(suite, position, owners):
+def test_fp32_is_as_exact_as_the_plain_encoders(suite, position, owners, compiled):
     """Held to fp64: within a few roundings, or twice what the plain encoder is off in fp32 itself."""
     case = build_case(suite, position, owners, dtype=torch.float32)
     exact = case._replace(context=case.context.double())
     text, reference = tower(dtype=torch.float32), run(encode_alone, tower(), exact)
     plain = run(encode_alone, text, case)
-    ours = run(encode_shared, SharedTextEncoder(text, max_rows=100), case)
+    ours = run(encode_shared, SharedTextEncoder(text, max_rows=100, compiled=compiled), case)
     assert ours[0].dtype == ours[1].dtype == torch.float32
     logits = [logits_of(found[0].double()) for found in (ours, plain, reference)]
     assert off(logits[0], logits[2]) < max(2e-6, 2 * off(logits[1], logits[2]))
@@ -391,10 +397,11 @@ def test_gradients_are_differences():
         assert slope == pytest.approx(float((gradient * direction).sum()), rel=1e-7)
 
 
+@pytest.mark.parametrize("compiled", [True, False], ids=["lists", "windows"])
 @pytest.mark.parametrize("position", POSITIONS)
 @pytest.mark.parametrize("max_rows", [4096, 20])
-def test_what_a_loss_does_not_see_gets_a_gradient_of_exactly_zero(position, max_rows):
-    encoder = SharedTextEncoder(tower(), max_rows=max_rows)
+def test_what_a_loss_does_not_see_gets_a_gradient_of_exactly_zero(position, max_rows, compiled):
+    encoder = SharedTextEncoder(tower(), max_rows=max_rows, compiled=compiled)
     for suite, owners in (("ragged", "class"), ("many classes", "task"), ("ragged", "task")):
         case = build_case(suite, position, owners)
         unseen = case.owner == 1
@@ -488,6 +495,25 @@ def check_now(text, **options):
         assert off(found, reference) < (EXACT if text.dtype == torch.float64 else 1e-5)
     assert shared_encoder(text) is encoder
     return encoder
+
+
+def test_attention_is_compiled_where_that_can_be(monkeypatch):
+    case = build_case("ragged", "end", "task", 4)
+
+    def kind(**how):
+        plan = SharedTextEncoder(tower(), **how).plan(case.prompts, case.owner)
+        return {type(chunk.attention).__name__ for chunk in plan.chunks}
+
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert kind() == {"Windows"}
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert kind() == {"Lists"}
+    assert kind(compiled=False) == {"Windows"}
+    assert kind(narrow=torch.bfloat16) == {"Windows"}
+    with pytest.raises(ValueError, match="bfloat16"):
+        kind(narrow=torch.bfloat16, compiled=True)
+    monkeypatch.setattr(text_shared, "find_spec", lambda name: None)
+    assert kind() == {"Windows"}
 
 
 def test_an_encoder_belongs_to_one_state_of_the_weights():

@@ -10,6 +10,7 @@ from softcpt.clip.toy import write_toy_backbone
 from softcpt.data.drawn import draw_suite
 from softcpt.data.suite import load_suite
 from softcpt.engine.train import train
+from softcpt.methods.registry import get_method
 
 QUICK = {"shots": 2, "epochs": 2, "views": 2, "lr": 0.02, "batch_size": 8, "device": "cpu"}
 
@@ -43,7 +44,9 @@ def quick(suite, toy, tmp_path):
     def run(method="softcpt-nata", **keys):
         made.append(tmp_path / f"run{len(made)}")
         settings = {
-            key: value for key, value in QUICK.items() if method != "zero-shot" or key in ("shots", "device")
+            key: value
+            for key, value in QUICK.items()
+            if get_method(method).trains or key in ("shots", "device")
         }
         return train(suite, toy, made[-1], method=method, **{**settings, **keys})
 

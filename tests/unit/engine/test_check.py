@@ -35,6 +35,16 @@ def test_the_cost_counts_steps_and_views(suite, toy):
 def test_zero_shot_costs_no_training(suite, toy):
     cost = check_suite(suite, backbone=toy, overrides={"method": "zero-shot"}).cost
     assert (cost.steps, cost.train_s, cost.n_learned) == (0, 0, 0)
+
+
+def test_a_fitted_method_costs_its_views_and_no_steps(suite, toy):
+    cost = check_suite(
+        suite, backbone=toy, overrides={"method": "tip-adapter-f", "shots": 2, "views": 3}
+    ).cost
+    n_images = 2 * sum(len(task.classes) for task in suite.tasks)
+    assert (cost.steps, cost.views) == (0, 3 * n_images)
+    assert cost.train_s > 0
+    assert cost.n_learned == n_images * (toy.embed_dim + 1) + 2 * len(suite.tasks)
     assert cost.evaluate_s > 0
 
 

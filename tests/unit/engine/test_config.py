@@ -154,6 +154,20 @@ def test_unknown_methods_and_recipes_name_the_nearest():
     assert "published" in faults_of({"recipe": "publised"})["recipe"].fix
 
 
+def test_a_fitted_method_takes_no_key_of_the_training_loop_but_its_own():
+    assert "way of its own" in faults_of({"method": "lp-clip", "lr": "1"})["lr"].what
+    assert "way of its own" in faults_of({"method": "clap", "momentum": "0"})["momentum"].what
+    assert "text encoder" in faults_of({"method": "clap", "text_memory_gb": "1"})["text_memory_gb"].what
+    assert "training steps" in faults_of({"method": "clap", "recipe": "published"})["recipe"].what
+    settings = resolve({"method": "clap", "lr": "0.5", "epochs": "7", "views": "2"})
+    assert settings.train is None
+    assert (settings.own.lr, settings.own.epochs, settings.own.views) == (0.5, 7, 2)
+    assert set(faults_of({"method": "cross-modal", "wise_ft": "2", "tune": "published"})) == {
+        "wise_ft",
+        "tune",
+    }
+
+
 def test_keys_without_effect_are_refused():
     assert "trains nothing" in faults_of({"method": "zero-shot", "epochs": "3"})["epochs"].what
     for key, value in (("balance", "tasks"), ("loss_weights", "log-classes")):

@@ -15,6 +15,9 @@ from softcpt.deploy.predictor import Predictor
 from softcpt.engine.evaluate import evaluate
 from softcpt.engine.runs import FILES, open_run
 from softcpt.engine.train import train
+from softcpt.methods.registry import list_methods
+
+FITTED = [method.key for method in list_methods() if method.fits]
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +45,11 @@ def test_json_holds_percent_and_what_programs_need(scored, suite):
     assert content["score"] == pytest.approx(100 * scored.score)
 
 
-@pytest.mark.parametrize("method", ["softcpt-nata", "softcpt-csts", "coop-ca", "coop-mt", "zero-shot"])
+@pytest.mark.parametrize(
+    "method", ["softcpt-nata", "softcpt-csts", "coop-ca", "coop-mt", "zero-shot", *FITTED]
+)
 def test_predict_gives_evaluates_predictions(quick, method):
-    run = quick(method)
+    run = quick(method, **({"iterations": 40} if method == "cross-modal" else {}))
     scored = evaluate(run)
     predictor = Predictor(run)
     root = run.split["root"]
@@ -55,6 +60,18 @@ def test_predict_gives_evaluates_predictions(quick, method):
         ours = [dict(row.predictions)[c] for c in classes]
         assert np.allclose(ours, prediction.probabilities, atol=1e-5)
         assert sum(ours) == pytest.approx(1, abs=1e-5)
+
+
+def test_what_was_chosen_on_val_is_reported_in_percent_and_stored_as_fractions(quick):
+    run = quick("tip-adapter", views=2)
+    told = evaluate(run).to_json()["tuned"]
+    assert list(told) == [task.name for task in run.adapter.tasks]
+    for name, own in run.result["tuned"].items():
+        assert set(own) == {"alpha", "beta", "val_accuracy"}
+        assert told[name] == {**own, "val_accuracy": pytest.approx(100 * own["val_accuracy"])}
+        tensors = run.adapter.tensors
+        at = list(told).index(name)
+        assert float(tensors[f"tasks.{at}.alpha"]) == pytest.approx(own["alpha"])
 
 
 def test_zero_shot_beside_a_run_is_what_a_zero_shot_run_scores(quick, scored):

@@ -72,7 +72,16 @@ def _rows(keys: Mapping[str, Keys]) -> list[tuple[str, str, str, list[str]]]:
 
 
 def _owners(owners: Sequence[str], every: Sequence[str]) -> str:
+    """Who knows a key, in few words; methods whose prompts the loop trains are one group."""
+    from softcpt.methods.registry import list_methods
+
     others = [method for method in every if method not in owners]
     if not others:
         return "all"
-    return f"all but {others[0]}" if len(others) == 1 else " ".join(owners)
+    if len(others) == 1:
+        return f"all but {others[0]}"
+    trained = [method.key for method in list_methods() if method.trains]
+    if not set(trained) <= set(owners):
+        return " ".join(owners)
+    beside = [method for method in owners if method not in trained]
+    return " ".join(["methods that train prompts", *(["and"] if beside else []), *beside])
