@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import fnmatch
 import functools
 import hashlib
 import json
@@ -20,6 +21,7 @@ from softcpt.clip.bpe import CLEANINGS, BpeTokenizer, read_vocabulary
 from softcpt.clip.folder import CONFIG, Source, read_folder
 from softcpt.clip.image_tokens import count_regions, encode_tokens, has_attention_pool
 from softcpt.clip.openai_weights import read_architecture, whole_token_embedding
+from softcpt.clip.own import list_own, own_folder
 from softcpt.clip.text import TextTower
 from softcpt.clip.tokens import Tokenizer
 from softcpt.clip.weights import SUFFIXES, read_weights
@@ -34,7 +36,8 @@ class Backbone:
     """A frozen CLIP.
 
     Attributes:
-        name: what it was asked for by: ``ViT-B-16/openai``, ``hf-hub:org/model``, or an absolute path.
+        name: what it was asked for by: ``mini``, ``ViT-B-16/openai``, ``hf-hub:org/model``, or an absolute
+            path.
         digest: SHA-256 of weights, architecture, pixels and vocabulary; the same wherever the weights lie
             and in whatever precision they are stored, as long as that holds their values.
         pixels: what its pictures look like.
@@ -103,10 +106,11 @@ def load_backbone(spec: str | Path, *, device: torch.device | str = "cpu") -> Ba
     """The backbone of a name or path, in fp32.
 
     Args:
-        spec: a folder with ``open_clip_config.json`` and weights, a file with weights in OpenAI's names,
-            ``name/pretrained-tag`` of open_clip (see :func:`list_backbones`), or ``hf-hub:org/model``.
-            Only the last two ever use the network. A prefix says which is meant where a name could be
-            both: ``local-dir:`` for folders and ``open-clip:`` for names.
+        spec: ``mini``, the small CLIP that the package carries; a folder with ``open_clip_config.json`` and
+            weights, a file with weights in OpenAI's names, ``name/pretrained-tag`` of open_clip (see
+            :func:`list_backbones`), or ``hf-hub:org/model``. Only the last two ever use the network. A
+            prefix says which is meant where a name could be both: ``local-dir:`` for folders and
+            ``open-clip:`` for names.
         device: where its weights go.
 
     Raises:
@@ -116,7 +120,11 @@ def load_backbone(spec: str | Path, *, device: torch.device | str = "cpu") -> Ba
         >>> load_backbone("ViT-B-16/openai")  # doctest: +SKIP
     """
     kind, name = _read_spec(spec)
-    if kind == "folder":
+    if kind == "own":
+        folder = own_folder(name)
+        assert folder is not None  # else it would have been taken for something else
+        backbone = _load_source(read_folder(folder), name)
+    elif kind == "folder":
         backbone = _load_source(read_folder(Path(name)), name)
     elif kind == "file":
         backbone = _load_openai(Path(name))
@@ -129,7 +137,7 @@ def load_backbone(spec: str | Path, *, device: torch.device | str = "cpu") -> Ba
 
 
 def list_backbones(pattern: str = "*") -> list[str]:
-    """The ``name/pretrained-tag`` of weights that open_clip knows and that match, such as ``"ViT-B-*"``.
+    """The package's own backbones and open_clip's ``name/pretrained-tag`` that match, such as ``"ViT-B-*"``.
 
     Names of models whose text tower cannot carry a prompt (SigLIP, CoCa, ...) are left out.
 
@@ -137,12 +145,14 @@ def list_backbones(pattern: str = "*") -> list[str]:
         >>> list_backbones("RN50/o*")
         ['RN50/openai']
     """
-    return adapter.list_tags(pattern)
+    return [*fnmatch.filter(list_own(), pattern), *adapter.list_tags(pattern)]
 
 
 def _read_spec(spec: str | Path) -> tuple[str, str]:
-    """Kind (folder, file, hub, tag) and the name or absolute path of what is asked for."""
+    """Kind (own, folder, file, hub, tag) and the name or absolute path of what is asked for."""
     text = str(spec)
+    if isinstance(spec, str) and own_folder(text) is not None:
+        return "own", text  # whatever lies in the working directory: "./mini" is that
     for prefix, kind in (("hf-hub:", "hub"), ("open-clip:", "tag")):
         if isinstance(spec, str) and text.startswith(prefix):
             return kind, text.removeprefix(prefix)

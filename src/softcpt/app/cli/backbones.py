@@ -11,7 +11,9 @@ from softcpt.core.errors import ConfigError, Fault
 @click.command(cls=Command, short_help="List the models that --backbone takes.")
 @click.argument("pattern", default="*")
 def backbones(pattern: str) -> None:
-    """List open_clip's models as name/pretrained-tag, or those that match PATTERN (such as "ViT-B*").
+    """List "mini", which comes with the package, and open_clip's models as name/pretrained-tag.
+
+    With PATTERN only those that match, such as "ViT-B*".
 
     Not listed, as they are without number: "hf-hub:org/model", and folders of your own with
     open_clip_config.json and weights.

@@ -14,6 +14,7 @@ from softcpt.core.errors import ConfigError, Fault, nearest
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 BACKBONE_FORMS = (
+    '"mini" (small, comes with the package), '
     'a model of open_clip as name/pretrained-tag ("ViT-B-16/openai"; softcpt backbones lists them), '
     '"hf-hub:org/model", a folder with open_clip_config.json and weights, '
     "or a file of weights in OpenAI's names"
