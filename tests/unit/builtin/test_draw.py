@@ -75,7 +75,9 @@ def test_the_thing_has_its_size_at_every_resolution(size):
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_thing_lies_where_the_scene_says(seed):
-    found = {p: centre(is_red(pixels(seed, position=p))) for p in ("middle", "top", "bottom", "side", "corner")}
+    found = {
+        p: centre(is_red(pixels(seed, position=p))) for p in ("middle", "top", "bottom", "side", "corner")
+    }
     aside = {position: (abs(x - 0.5), abs(y - 0.5)) for position, (x, y) in found.items()}
     assert max(aside["middle"]) < 0.12
     assert found["top"][1] < 0.3
@@ -106,7 +108,9 @@ def test_pointed_things_point_where_the_scene_says(seed):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_several_things_are_arranged_as_the_scene_says(seed):
     def centres(arrangement):
-        things, n = ndimage.label(is_red(pixels(seed, 128, count="five", size="tiny", arrangement=arrangement)))
+        things, n = ndimage.label(
+            is_red(pixels(seed, 128, count="five", size="tiny", arrangement=arrangement))
+        )
         assert n == 5
         return np.array(ndimage.center_of_mass(things > 0, things, range(1, n + 1))) / 128
 
@@ -134,7 +138,9 @@ def test_weather_and_quality_change_a_picture_as_their_names_say():
     assert mean_of(roughness, quality="grainy") > 2
     assert mean_of(np.std, weather="fog") < 0.7
     for weather in ("rain", "snow", "sunset"):
-        assert mean_of(lambda picture: picture[..., 2].mean() + 1, weather=weather) != pytest.approx(1, abs=0.01)
+        assert mean_of(lambda picture: picture[..., 2].mean() + 1, weather=weather) != pytest.approx(
+            1, abs=0.01
+        )
 
 
 @pytest.mark.parametrize("size_px", [32, 64, 100])
