@@ -65,6 +65,8 @@ def _takes(method: str, key: str, value: str) -> bool:
     return True
 
 
+PUBLISHED_TABLE = "published-table"
+
 PUBLISHED = {
     "zero-shot": "ZS-CLIP",
     "protonet": "ProtoNet",
@@ -102,5 +104,5 @@ def published_rows() -> list[Row]:
 
 PRESETS = {
     "ablation": Preset(ablation_rows, "4"),
-    "published-table": Preset(published_rows, "1,2,4,8,16"),
+    PUBLISHED_TABLE: Preset(published_rows, "1,2,4,8,16"),
 }

@@ -187,6 +187,7 @@ def gather(
         "resplit": grid.resplit,
         "tuned": request.tune,
         "quick": request.quick,
+        "preset": request.preset,
         "torch": sorted({str(torch) for torch, _ in computed_by}),
     }
     return Results(

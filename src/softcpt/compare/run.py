@@ -19,6 +19,8 @@ from softcpt.compare.executor import Executor, Failure, InProcess, Outcome, Proc
 from softcpt.compare.features import missing_views, portions, wanted_views
 from softcpt.compare.grid import Cell, Grid, Place
 from softcpt.compare.identity import suite_digest
+from softcpt.compare.presets import PUBLISHED_TABLE
+from softcpt.compare.published import check_names
 from softcpt.compare.results import Results, gather
 from softcpt.compare.rows import TUNED_AT_SHOTS, Row, Tuning
 from softcpt.compare.store import FEATURES, WORK, Kind, Store, open_store
@@ -57,6 +59,7 @@ class Request:
         cache: folder of image features.
         skip_bad_images: leave out images that cannot be read.
         quick: what is asked for is a first look, and the table says so.
+        preset: name of the preset the rows come from.
     """
 
     rows: Sequence[Row]
@@ -73,6 +76,7 @@ class Request:
     cache: CacheChoice = None
     skip_bad_images: bool = False
     quick: bool = False
+    preset: str | None = None
 
     def check(self) -> None:
         """Refuse numbers that cannot be.
@@ -129,6 +133,8 @@ def compare(
         for source in suites
         if (place := collector.keep(lambda source=source: _place(source, request))) is not None  # type: ignore[misc]
     ]
+    if request.preset == PUBLISHED_TABLE and places:
+        collector.keep(lambda: check_names([place.name for place in places]))
     if not suites:
         fault = Fault("SUITE", "none is named", "name a folder <task>/<class>/<image>, or a CSV manifest")
         collector.errors.append(ConfigError(fault, about="the command line"))

@@ -69,8 +69,9 @@ def sharing_lines(analysis: Analysis) -> list[str]:
 def interval_words(n_seeds: int) -> str:
     """What intervals are over."""
     if n_seeds < FEWEST_SEEDS:
+        seeds = "the seed" if n_seeds == 1 else "the seeds"
         return (
-            f"Intervals are over test images alone, for these {n_seeds} seeds: fewer than {FEWEST_SEEDS} "
+            f"Intervals are over test images alone, with {seeds} as given: fewer than {FEWEST_SEEDS} "
             "say too little about other seeds."
         )
     return "Intervals are over test images and seeds."

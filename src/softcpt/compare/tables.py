@@ -12,8 +12,14 @@ from softcpt.compare.sentences import interval_words, sharing_lines, shots_words
 NONE = "–"  # noqa: RUF001  as the paper has it
 
 
-def markdown(results: Results, analysis: Analysis) -> str:
-    """The whole page."""
+def markdown(results: Results, analysis: Analysis, more: Sequence[str] = ()) -> str:
+    """The whole page.
+
+    Args:
+        results: what was found.
+        analysis: what it means.
+        more: lines after the tables of scores.
+    """
     lines = ["# Comparison", "", *_head(results)]
     for suite in results.suites:
         n_classes = suite.n_classes
@@ -21,6 +27,7 @@ def markdown(results: Results, analysis: Analysis) -> str:
         lines += main_table(results, suite.name)
     if len(results.suites) > 1:
         lines += ["", "## Mean over suites", "", *main_table(results, None)]
+    lines += more
     if analysis.differences:
         lines += ["", *_differences(results, analysis)]
     lines += ["", "## Does sharing help me?", ""]
@@ -89,12 +96,12 @@ def _marks(scores: Sequence[Score | None]) -> list[str]:
     return ["" if score is None else names.get(round(score.mean, 9), "") for score in scores]
 
 
-def show_score(score: Score | None) -> str:
+def show_score(score: Score | None, digits: int = 1) -> str:
     """Percent: ``51.8 ± 0.9``; the mean alone of a single seed."""
     if score is None:
         return NONE
-    mean = f"{100 * score.mean:.1f}"
-    return mean if score.n_seeds < 2 else f"{mean} ± {100 * score.deviation:.1f}"
+    mean = f"{100 * score.mean:.{digits}f}"
+    return mean if score.n_seeds < 2 else f"{mean} ± {100 * score.deviation:.{digits}f}"
 
 
 def _cell(score: Score | None, mark: str) -> str:
@@ -139,8 +146,12 @@ def _differences(results: Results, analysis: Analysis) -> list[str]:
 
 
 def show_difference(difference: Difference) -> str:
-    """``**+3.1** (0.8 to 5.4)``."""
+    """``**+3.1** (0.8 to 5.4)``: bold where it is larger than the noise."""
+    number, _, rest = show_plain_difference(difference).partition(" ")
+    return f"**{number}** {rest}" if difference.is_clear else f"{number} {rest}"
+
+
+def show_plain_difference(difference: Difference) -> str:
+    """``+3.1 (0.8 to 5.4)``."""
     found = difference.interval
-    text = f"{100 * found.value:+.1f}"
-    text = f"**{text}**" if difference.is_clear else text
-    return f"{text} ({100 * found.low:.1f} to {100 * found.high:.1f})"
+    return f"{100 * found.value:+.1f} ({100 * found.low:.1f} to {100 * found.high:.1f})"

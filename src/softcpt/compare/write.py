@@ -9,6 +9,9 @@ from typing import Any
 
 from softcpt._version import __version__
 from softcpt.compare.differences import Analysis, Difference, analyse
+from softcpt.compare.presets import PUBLISHED_TABLE
+from softcpt.compare.published import markdown_beside
+from softcpt.compare.report import sections_beside, write_report
 from softcpt.compare.results import Results, Score
 from softcpt.compare.sentences import sharing_sentence
 from softcpt.compare.store import CSV, RESULTS, TABLE
@@ -23,12 +26,14 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def write_results(folder: Path, results: Results, preset: str | None = None) -> Analysis:
+def write_results(folder: Path, results: Results) -> Analysis:
     """Everything that a comparison found, in files of its folder; fractions, but in tables percent."""
     analysis = analyse(results)
     write_whole(folder / RESULTS, to_json(to_content(results, analysis)))
     write_whole(folder / CSV, to_csv(results))
-    write_whole(folder / TABLE, markdown(results, analysis))
+    is_beside = results.about["preset"] == PUBLISHED_TABLE
+    write_whole(folder / TABLE, markdown(results, analysis, markdown_beside(results) if is_beside else ()))
+    write_report(folder, results, analysis, sections_beside(results) if is_beside else ())
     return analysis
 
 

@@ -63,7 +63,7 @@ def test_a_seed_draws_its_own_split_unless_told_otherwise(grid):
         lambda s: replace(s, name="other"),
         lambda s: renamed(s, name="other"),
         lambda s: renamed(s, description="shapes of things"),
-        lambda s: renamed(s, template="a drawing of a {}."),
+        lambda s: renamed(s, template="a sketch of one {}."),
         lambda s: renamed(s, metric="mean_acc"),
         lambda s: renamed(s, classes=tuple(reversed(s.tasks[0].classes))),
         lambda s: moved(s, part="test"),

@@ -153,6 +153,7 @@ def compare(
         cache=cache,
         skip_bad_images=skip_bad_images,
         quick=quick,
+        preset=preset,
     )
 
     def announce(estimate: Estimate) -> None:
@@ -177,7 +178,7 @@ def compare(
     except KeyboardInterrupt:
         say(f"what is done is kept in {output}; the same command goes on from there")
         raise
-    return _show(output, results, preset, quiet=quiet)
+    return _show(output, results, quiet=quiet)
 
 
 def _numbers(where: str, text: str) -> list[int]:
@@ -207,10 +208,10 @@ def _say_failure(label: str, failure: Failure) -> None:
         say(failure.details.rstrip(), style="dim")
 
 
-def _show(output: Path, results: Results, preset: str | None, *, quiet: bool) -> int:
+def _show(output: Path, results: Results, *, quiet: bool) -> int:
     from softcpt.compare.write import write_results
 
-    write_results(output, results, preset=preset)
+    write_results(output, results)
     click.echo((output / "table.md").read_text(encoding="utf-8"), nl=False)
     if not quiet:
         show_notes(list(results.notes), all_in=str(output / "table.md"))
