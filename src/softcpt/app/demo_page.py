@@ -98,9 +98,10 @@ def _lead(demo: Demo, best: str) -> str:
     n_test = sum(task.n_images for task in results.tasks[suite])
     return (
         f"{len(demo.made.classes)} related tasks with {sum(demo.made.classes.values())} classes on "
-        f"{demo.made.n_images:,} drawn pictures. With {most} training pictures per class "
-        f"the best of {len(results.methods)} methods, {results.methods[best]}, gets {100 * score.mean:.1f} % of {n_test} test pictures right, averaged over the tasks; "
-        f"the same frozen CLIP with hand-written prompts {plain} %."
+        f"{demo.made.n_images:,} drawn pictures. With {most} training pictures per class the best of "
+        f"{len(results.methods)} methods, {results.methods[best]}, gets {100 * score.mean:.1f} % of {n_test} "
+        "test pictures right, averaged over the tasks; the same frozen CLIP with hand-written prompts "
+        f"{100 * plain.mean:.1f} %."
     )
 
 
@@ -108,6 +109,7 @@ def _facts(demo: Demo, command: str) -> list[tuple[str, str]]:
     plan, made, found = demo.plan, demo.made, versions()
     names = demo.results.methods
     rates = ", ".join(f"{names[method]} {rate:g}" for method, rate in plan.rates.items())
+    epochs = f"{plan.epochs} epoch{'s' if plan.epochs > 1 else ''}"
     packages = ", ".join(f"{name} {found[name]}" for name in found if name != "platform")
     return [
         ("Command", command),
@@ -122,10 +124,7 @@ def _facts(demo: Demo, command: str) -> list[tuple[str, str]]:
         ),
         ("Shots", ", ".join(map(str, plan.shots))),
         ("Seeds", ", ".join(map(str, plan.seeds)) + "; each draws its own training pictures"),
-        (
-            "Training",
-            f"{plan.epochs} epochs (the methods' own number is 50), {plan.views} views of a picture",
-        ),
+        ("Training", f"{epochs} (the methods' own number is 50), {plan.views} views of a picture"),
         ("Rates", f"{rates}; chosen on other pictures"),
         ("Machine", f"{platform.machine()}, {os.cpu_count()} cores, {found['platform']}"),
         ("Versions", packages),

@@ -198,9 +198,9 @@ def _short(name: str, most: int = 16) -> str:
 
 def _legend(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(
-        handles, [_short(label, 28) for label in labels], loc="outside upper left", ncols=2, handlelength=1.6
-    )
+    names = [_short(label, 34) for label in labels]
+    columns = 2 if max(map(len, names), default=0) <= 18 else 1  # as many as the width has room for
+    figure.legend(handles, names, loc="outside upper left", ncols=columns, handlelength=1.6)
 
 
 class _styled:
