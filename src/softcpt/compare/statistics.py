@@ -18,7 +18,7 @@ Letters: R seeds, T tasks, Q columns (row and shots of a table), U images, N dra
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -89,7 +89,7 @@ class SuiteTests:
 
     def __init__(
         self,
-        tests: Mapping[Hashable, Sequence[TaskTests]],
+        tests: Mapping[int, Sequence[TaskTests]],
         rng: np.random.Generator,
         n_draws: int = DRAWS,
     ) -> None:
@@ -137,7 +137,8 @@ class SuiteTests:
         of_seed = np.nanmean(values[seeds], axis=1)
 
         def drawn_variance(draws: Float[ndarray, "R T N Q"]) -> float:
-            drawn = draws[seeds][:, list(chosen)][..., columns] @ factor  # [R, T, N]
+            # Taken out at once: the whole array is large, and there are hundreds of contrasts.
+            drawn = draws[np.ix_(seeds, list(chosen), range(draws.shape[2]), columns)] @ factor  # [R, T, N]
             with_tasks = drawn[:, ~np.isnan(drawn).all(axis=(0, 2))]
             return float(np.nanmean(with_tasks, axis=1).mean(axis=0).var(ddof=1))
 
@@ -178,7 +179,8 @@ def weighted_score(weights: Float[ndarray, "N n"], tests: TaskTests) -> Float[nd
         return np.full((len(weights), tests.right.shape[1]), np.nan)
     if tests.metric != "mean_acc":
         total = weights.sum(axis=1, keepdims=True)
-        return (weights @ tests.right) / np.where(total > 0, total, np.nan)
+        overall: Float[ndarray, "N Q"] = (weights @ tests.right) / np.where(total > 0, total, np.nan)
+        return overall
     recalls = []
     for label in np.unique(tests.labels):
         own = tests.labels == label
@@ -186,7 +188,9 @@ def weighted_score(weights: Float[ndarray, "N n"], tests: TaskTests) -> Float[nd
         recalls.append((weights[:, own] @ tests.right[own]) / np.where(total > 0, total, np.nan))
     stacked = np.stack(recalls)  # [C, N, Q]
     there = ~np.isnan(stacked)
-    return np.where(there, stacked, 0).sum(axis=0) / np.where(there.any(axis=0), there.sum(axis=0), np.nan)
+    n_there = np.where(there.any(axis=0), there.sum(axis=0), np.nan)
+    mean: Float[ndarray, "N Q"] = np.where(there, stacked, 0).sum(axis=0) / n_there
+    return mean
 
 
 def _universe(

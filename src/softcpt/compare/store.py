@@ -51,9 +51,12 @@ class Store:
         try:
             content = read_signed(path)
         except AdapterError as error:
-            return self._is_damaged(path, error.faults[0].what)
+            self._tell_damage(path, error.faults[0].what)
+            return None
         if content.get("identity") != identity:
-            return self._is_damaged(path, "belongs to another cell")
+            self._tell_damage(path, "belongs to another cell")
+            return None
+        content.pop("format")
         self._known[kind, key] = content
         return content
 
@@ -67,7 +70,7 @@ class Store:
         """Where a result is kept."""
         return self.folder / kind / f"{key}.json"
 
-    def _is_damaged(self, path: Path, what: str) -> None:
+    def _tell_damage(self, path: Path, what: str) -> None:
         name = path.relative_to(self.folder).as_posix()
         if name not in self.damaged:
             self.damaged.append(name)

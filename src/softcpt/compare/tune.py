@@ -104,7 +104,7 @@ def choose(scores: Sequence[float], published: int | None) -> int:
         published: index of the point that says what is published, if there is one.
     """
     best = [i for i, score in enumerate(scores) if score >= max(scores) - _SAME]
-    return published if published in best else best[0]  # type: ignore[return-value]
+    return published if published in best else best[0]
 
 
 def published_point(points: Sequence[Mapping[str, str]], values: Mapping[str, object]) -> int | None:

@@ -26,8 +26,9 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def write_results(folder: Path, results: Results) -> Analysis:
+def write_results(folder: Path | str, results: Results) -> Analysis:
     """Everything that a comparison found, in files of its folder; fractions, but in tables percent."""
+    folder = Path(folder)
     analysis = analyse(results)
     write_whole(folder / RESULTS, to_json(to_content(results, analysis)))
     write_whole(folder / CSV, to_csv(results))

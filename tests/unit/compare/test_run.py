@@ -45,9 +45,7 @@ def test_more_seeds_run_only_those(run, tmp_path, counted):
     before = cells(tmp_path)
     del counted[:]
     results = run(tmp_path, "coop-mt", seeds=(1, 2))
-    assert [label for what, label in counted if what == "cell"] == ["shapes, CoOp-MT, 1 shot, seed 2"] or [
-        label[-6:] for what, label in counted if what == "cell"
-    ] == ["seed 2"]
+    assert [label[-6:] for what, label in counted if what == "cell"] == ["seed 2"]
     assert before.items() <= cells(tmp_path).items()
     assert len(results.found) == 2
     del counted[:]
@@ -59,7 +57,7 @@ def test_a_damaged_cell_is_noticed_and_computed_again_to_the_same_figures(run, t
     first = run(tmp_path, "coop-mt", seeds=(1, 2))
     one, other = sorted((tmp_path / "cells").glob("*.json"))
     one.write_bytes(one.read_bytes()[:-100])
-    other.write_text(other.read_text().replace('"score": 0', '"score": 1', 1).replace("1", "0", 1))
+    other.write_text(other.read_text().replace('"n_train": ', '"n_train": 1', 1))
     del counted[:]
     again = run(tmp_path, "coop-mt", seeds=(1, 2))
     assert sum(what == "cell" for what, _ in counted) == 2
