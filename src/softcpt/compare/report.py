@@ -272,6 +272,7 @@ def _figures(results: Results, name: str, number: int) -> list[Drawn]:
                     gains_figure(
                         {label: [own.get(task) for task in tasks] for label, own in gains.items()},
                         tasks,
+                        places={row.label: i for i, row in enumerate(rows)},
                         key=f"gains-{number}",
                         alt=f"Gain over zero-shot in points at {shots_words(shots)} on {name}. "
                         + "; ".join(_told(label, own) for label, own in gains.items()),

@@ -140,7 +140,7 @@ def compare(
         collector.errors.append(ConfigError(fault, about="the command line"))
     device = collector.keep(lambda: resolve_device(request.device))
     model = collector.keep(lambda: _model(backbone, device or torch.device("cpu")))
-    with _threads(request.threads):
+    with _threads(max(1, request.threads)):
         if places and model and not collector.errors:
             grid = Grid(
                 places=places,

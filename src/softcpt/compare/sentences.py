@@ -44,8 +44,9 @@ def sharing_summary(differences: Sequence[Difference]) -> str:
     """How many tasks it helps."""
     counts = [verdict(d) for d in differences]
     n = len(counts)
+    level = shots_words(differences[0].shots)
     return (
-        f"{shots_words(differences[0].shots)}: sharing helps in {counts.count('helps')} of {n} tasks, "
+        f"{level[0].upper()}{level[1:]}: sharing helps in {counts.count('helps')} of {n} tasks, "
         f"hurts in {counts.count('hurts')}; no difference larger than the noise in {counts.count('unclear')}."
     )
 

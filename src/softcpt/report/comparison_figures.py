@@ -26,13 +26,19 @@ _LIGHT = {
 
 
 def gains_figure(
-    gains: Mapping[str, Sequence[float | None]], tasks: Sequence[str], *, key: str, alt: str
+    gains: Mapping[str, Sequence[float | None]],
+    tasks: Sequence[str],
+    *,
+    places: Mapping[str, int],
+    key: str,
+    alt: str,
 ) -> str:
     """Gain over zero-shot in points, a bar a method, to both sides of nothing.
 
     Args:
         gains: label -> the tasks' gains as fractions, in their order.
         tasks: names, from top to bottom.
+        places: label -> its place among all methods of the page, which is its colour.
         key: starts the names inside the drawing.
         alt: the figure in words.
     """
@@ -44,7 +50,7 @@ def gains_figure(
                 [t - 0.4 + (i + 0.5) * thick for t in range(len(tasks))],
                 [0.0 if value is None else 100 * value for value in values],
                 height=0.92 * thick,
-                color=_SERIES[i % len(_SERIES)],
+                color=_SERIES[places[label] % len(_SERIES)],
                 label=label,
             )
         axes.axvline(0, color=_INK, lw=0.8)
@@ -75,6 +81,8 @@ def cost_figure(points: Sequence[Point], *, what: str, key: str, alt: str) -> st
         key: starts the names inside the drawing.
         alt: the figure in words.
     """
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     paid = [point.cost for point in points if point.cost > 0]
     edge = min(paid) / 10 if paid else 1.0
     with _styled(height_in=3.1) as drawing:
@@ -90,12 +98,28 @@ def cost_figure(points: Sequence[Point], *, what: str, key: str, alt: str) -> st
                 label=point.label if point.cost > 0 else f"{point.label} (0)",
             )
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(numticks=5))
+        axes.xaxis.set_major_formatter(lambda value, _: short_number(value))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlim(edge / 2, max(paid, default=1.0) * 2)
         axes.set_xlabel(what)
         axes.set_ylabel("accuracy on test images (%)")
         axes.grid(axis="both")
         _legend(drawing.figure, axes)
     return _inline(drawing.svg, key, alt)
+
+
+def short_number(value: float) -> str:
+    """A power of ten in few letters.
+
+    Example:
+        >>> [short_number(value) for value in (0.1, 100, 10_000, 1_000_000)]
+        ['0.1', '100', '10k', '1M']
+    """
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:g}{unit}"
+    return f"{value:g}"
 
 
 def standalone(svg: str) -> str:

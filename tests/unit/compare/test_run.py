@@ -134,17 +134,17 @@ def test_all_faults_are_told_before_anything_is_trained(run, tmp_path):
 def test_two_comparisons_cannot_write_to_one_folder(run, tmp_path):
     def meanwhile(_):
         with pytest.raises(RunError, match="another comparison"):
-            run(tmp_path, "zero-shot", seeds=(1,))
+            run(tmp_path, "coop-mt", seeds=(1,))
         raise Stopped
 
     with pytest.raises(Stopped):
-        run(tmp_path, "zero-shot", seeds=(1,), on_estimate=meanwhile)
+        run(tmp_path, "coop-mt", seeds=(1,), on_estimate=meanwhile)
 
 
 def test_a_folder_with_other_things_is_left_alone(run, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(RunError, match="not a comparison's"):
-        run(tmp_path, "zero-shot")
+        run(tmp_path, "coop-mt")
 
 
 def test_the_estimate_counts_what_is_left(run, tmp_path):
