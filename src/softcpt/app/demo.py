@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from softcpt.builtin.make import Made, make_suite
 from softcpt.clip.backbone import Backbone
@@ -137,7 +137,9 @@ def run_demo(
     training_began = time.perf_counter()
     for i, cell in enumerate(cells):
         trains = cell.method in plan.rates
-        keys = {"epochs": plan.epochs, "views": plan.views, "lr": plan.rates[cell.method]} if trains else {}
+        keys: dict[str, Any] = (
+            {"epochs": plan.epochs, "views": plan.views, "lr": plan.rates[cell.method]} if trains else {}
+        )
         run = train(
             suite,
             backbone,

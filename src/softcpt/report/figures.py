@@ -11,7 +11,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from softcpt.report.results import Spread
 
@@ -34,7 +34,7 @@ _VARIABLES: Final = {
     **{colour: f"var(--series-{i})" for i, colour in enumerate(_SERIES, 1)},
 }
 
-_STYLE: Final = {
+_STYLE: Final[dict[Any, Any]] = {  # whose keys newer versions of matplotlib type one by one
     "svg.fonttype": "none",
     "svg.hashsalt": "softcpt",
     "font.family": "sans-serif",

@@ -34,15 +34,26 @@ def spread_meaning(results: Results, sign: str = "±") -> str:
 
 
 def shots_words(shots: int | None) -> str:
-    """``1 shot``, ``4 shots``, ``all images``."""
+    """``1 shot``, ``4 shots``, ``all images``; ``untrained`` for 0."""
+    if shots == 0:
+        return "untrained"
     if shots is None:
         return "all images"
     return f"{shots} shot" if shots == 1 else f"{shots} shots"
 
 
-def scores_section(results: Results, suite: str, *, title: str = "Scores") -> Section:
-    """Methods × shots as a table and, where there are several shots, as a figure."""
+def scores_section(results: Results, suite: str, *, title: str = "Scores", key: str = "accuracy") -> Section:
+    """Methods × shots as a table and, unless nothing was trained on a number of images, as a figure.
+
+    Args:
+        results: of any suites.
+        suite: the one to show.
+        title: heading.
+        key: of the figure; another one for each suite of a page.
+    """
     table = scores_table(results, suite)
+    if not any(results.shots):
+        return Section(title, [table])
     lines = []
     for method, label in results.methods.items():
         cells = {s: results.of(suite=suite, method=method, shots=s) for s in results.shots}
@@ -50,10 +61,10 @@ def scores_section(results: Results, suite: str, *, title: str = "Scores") -> Se
         points = {s: spread(row.score for row in rows) for s, rows in cells.items() if s is not None and rows}
         lines.append(Line(label, points, next(iter(points.values())) if level and points else None))
     said = "; ".join(f"{row[0]} {', '.join(row[1 : 1 + len(results.shots)])}" for row in table.rows)
-    shown = " and ".join(shots_words(s) for s in results.shots)
+    shown = ", ".join(shots_words(s) for s in results.shots)
     figure = Figure(
         accuracy_figure(
-            lines, key="accuracy", alt=f"Accuracy in percent over training images per class, {shown}: {said}."
+            lines, key=key, alt=f"Accuracy in percent over training images per class, {shown}: {said}."
         ),
         f"Mean over {len(results.tasks[suite])} tasks. {spread_meaning(results, BARS)}",
     )
@@ -62,10 +73,11 @@ def scores_section(results: Results, suite: str, *, title: str = "Scores") -> Se
 
 def scores_table(results: Results, suite: str) -> Table:
     """Methods × shots: mean over tasks and seeds, with what was learned and how long it took."""
-    best = {s: results.best(suite=suite, shots=s) for s in results.shots}
+    shots = results.shots or [0]
+    last, best = shots_words(shots[-1]), results.best(suite=suite, shots=shots[-1])
     rows, strong = [], []
     for i, (method, label) in enumerate(results.methods.items()):
-        cells = [results.of(suite=suite, method=method, shots=s) for s in results.shots]
+        cells = [results.of(suite=suite, method=method, shots=s) for s in shots]
         own = [row for row in results.rows if (row.suite, row.method) == (suite, method)]
         seconds = spread(row.seconds for row in cells[-1]).mean if cells[-1] else 0.0
         rows.append(
@@ -76,20 +88,21 @@ def scores_table(results: Results, suite: str) -> Table:
                 f"{seconds:.1f}" if any(row.n_learned for row in own) else "-",
             )
         )
-        if results.shots and best[results.shots[-1]] == method:
+        if method == best:
             strong.append(i)
-    last = shots_words(results.shots[-1]) if results.shots else ""
     return Table(
         caption=f"Accuracy on test images of {suite} in percent, mean over {len(results.tasks[suite])} tasks",
-        columns=["Method", *map(shots_words, results.shots), "Numbers learned", f"Seconds, {last}"],
+        columns=["Method", *map(shots_words, shots), "Numbers learned", f"Seconds, {last}"],
         rows=rows,
         note=f"{spread_meaning(results)} Bold: the highest mean at {last}. Seconds: one training.",
         strong=strong,
     )
 
 
-def tasks_section(results: Results, suite: str, shots: int | None, *, title: str = "Task by task") -> Section:
-    """Bars of each task and method, and the numbers behind them."""
+def tasks_section(
+    results: Results, suite: str, shots: int | None, *, title: str = "Task by task", key: str = "tasks"
+) -> Section:
+    """Bars of each task and method at one number of shots, and the numbers behind them."""
     tasks = results.tasks[suite]
     bars = {
         label: [
@@ -113,7 +126,7 @@ def tasks_section(results: Results, suite: str, shots: int | None, *, title: str
     )
     figure = Figure(
         bars_figure(
-            bars, [task.name for task in tasks], key="tasks", alt=f"Accuracy of each task in percent. {said}."
+            bars, [task.name for task in tasks], key=key, alt=f"Accuracy of each task in percent. {said}."
         ),
         f"{shots_words(shots).capitalize()}. {spread_meaning(results, BARS)}",
     )
@@ -121,7 +134,11 @@ def tasks_section(results: Results, suite: str, shots: int | None, *, title: str
 
 
 def confusion_section(
-    rows: Sequence[Row], tasks: Sequence[TaskFacts], *, title: str = "What is taken for what"
+    rows: Sequence[Row],
+    tasks: Sequence[TaskFacts],
+    *,
+    title: str = "What is taken for what",
+    key: str = "confusion",
 ) -> Section:
     """Confusion matrices: those with the commonest single mistakes in sight, the others folded.
 
@@ -129,6 +146,7 @@ def confusion_section(
         rows: of one method and shots, a seed each; their predictions are counted together.
         tasks: of the suite.
         title: heading.
+        key: starts those of the figures.
     """
     counts = {task.name: confusion((s for row in rows for s in row.predictions), task) for task in tasks}
     worst = {task.name: mistakes(counts[task.name], task.classes)[:1] for task in tasks}
@@ -136,7 +154,7 @@ def confusion_section(
     over = f" over {len(rows)} seeds" if len(rows) > 1 else ""
     head = f"{rows[0].label}, {shots_words(rows[0].shots)}"
     figures = [
-        _confusion(task, counts[task.name], f"confusion-{i}", f'{head}, task "{task.name}"', over)
+        _confusion(task, counts[task.name], f"{key}-{i}", f'{head}, task "{task.name}"', over)
         for i, task in enumerate(order)
     ]
     blocks: list[Block] = [Columns(figures[:SHOWN])]

@@ -30,7 +30,8 @@ def test_report_fits_the_window_in_a_browser(width_px, tmp_path, page):
         "</script>"
     )
     ended = subprocess.run(
-        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--allow-file-access-from-files",
+        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
+         "--allow-file-access-from-files",
          f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width_px + 200},1000",
          "--virtual-time-budget=10000", "--dump-dom", outer.as_uri()],
         capture_output=True, text=True, timeout=300, check=True,

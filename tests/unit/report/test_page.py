@@ -123,6 +123,15 @@ def test_one_seed_says_that_it_tells_nothing_of_spread(results):
     assert "±" not in section
 
 
+def test_where_nothing_is_trained_there_is_a_table_and_no_figure(results):
+    untrained = type(results)(results.rows[:1], results.tasks)
+    html = render_page(Page("t", "l", [scores_section(untrained, results.rows[0].suite)]))
+    [table] = Reader(html).tables
+    assert table[0][1] == "untrained"
+    assert table[1][:2] == ["Zero-shot CLIP", "30.0"]
+    assert "<svg" not in html
+
+
 def test_the_same_results_give_the_same_bytes(results, make_page, html):
     assert render_page(make_page(results)) == html
 
