@@ -40,16 +40,16 @@ def cluster(monkeypatch):
 def test_a_killed_workers_cells_run_again_and_the_results_are_those_of_one_process(cluster, tmp_path):
     suite = draw_suite(tmp_path / "suite", tasks=["shape", "colour"], images_per_class=10, size_px=32)
     toy = write_toy_backbone(tmp_path / "toy")
-    settings = {"epochs": "20", "views": "1"}
-    rows = parse_rows(["zero-shot", "coop-mt", "coop-ca"])
-    asked = Request(rows, [1, 2], [1, 2], settings, jobs=1, cache=tmp_path / "cache")
+    settings = {"epochs": "10", "views": "1"}
+    rows = parse_rows(["zero-shot", "coop-mt"])
+    asked = Request(rows, [1], [1, 2, 3], settings, jobs=1, cache=tmp_path / "cache")
     killed: list[int] = []
 
     def kill_a_worker() -> None:
         """The first worker seen at a cell, while others are still waiting."""
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 1200
         while not killed and time.monotonic() < deadline:
-            if len(list((tmp_path / "ray" / "cells").glob("*.json"))) >= 2:
+            if len(list((tmp_path / "ray" / "cells").glob("*.json"))) >= 1:
                 for pid in _workers():
                     os.kill(pid, signal.SIGKILL)
                     killed.append(pid)
