@@ -52,7 +52,7 @@ format: $(STAMP) ## let ruff mend style and formatting
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-demo: $(STAMP) ## install, then train and compare three methods on drawn images
+demo: $(STAMP) ## install, then compare four methods on drawn pictures; writes demo/report.html
 	@$(BIN)/softcpt demo
 
 bench: $(STAMP) ## run all benchmarks of speed and memory (QUICK=1: each under a minute)

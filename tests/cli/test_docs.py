@@ -2,12 +2,13 @@
 
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import click
 import pytest
 
-from softcpt.app.cli import demo
+import softcpt.app.demo as room
 from softcpt.app.cli.main import COMMANDS, cli
 from softcpt.app.cli.methods import _keys, _owners, _rows
 from softcpt.builtin.make import SUITES
@@ -81,17 +82,20 @@ def test_links_lead_to_pages_and_headings_that_exist(page):
             assert heading in anchors(other), target
 
 
-def test_tutorial_works_as_it_stands(softcpt, tmp_path, monkeypatch):
+def test_tutorial_works_as_it_stands(softcpt, tmp_path, monkeypatch, world):
+    """On a smaller demo, and on the tests' backbone, which takes less time than ``mini``."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(demo, "IMAGES_PER_CLASS", 10)
-    monkeypatch.setattr(demo, "EPOCHS", 1)
+    small = {"tasks": ("shape", "weather"), "images_per_class": 10, "shots": (1,), "seeds": (1,), "epochs": 1}
+    plan = replace(room.PLAN, backbone=str(world.backbone), **small)
+    monkeypatch.setattr(room, "PLAN", plan)
     page = DOCS / "tutorial.md"
     lines = [line for block in blocks(page, "sh") for line in block.splitlines()]
     commands = [shlex.split(line, comments=True) for line in lines if line.startswith("softcpt ")]
     assert {words[1] for words in commands} >= {"demo", "check", "train", "evaluate", "predict"}
     for words in commands:
         told = words[1 : words.index(">")] if ">" in words else words[1:]
+        told = [plan.backbone if word == "mini" else word for word in told]
         ended = softcpt(*told)
         assert ended.code == 0, f"{words}\n{ended.err}"
     [code] = blocks(page, "python")
-    exec(compile(code, str(page), "exec"), {})
+    exec(compile(code.replace('"mini"', repr(plan.backbone)), str(page), "exec"), {})

@@ -95,3 +95,16 @@ def relative_part(text: str) -> PurePosixPath | None:
 def stays_inside(path: Path, folder: Path) -> bool:
     """Whether ``path``, links followed, lies in ``folder``."""
     return path.resolve().is_relative_to(folder.resolve())
+
+
+def lock_file(descriptor: int) -> bool:
+    """Lock an open file until it is closed; False where another process holds the lock."""
+    try:
+        import fcntl
+    except ImportError:  # no such lock on this system: two writers are then not noticed
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from softcpt.core.errors import Fault, RunError
-from softcpt.core.files import digest_of_file, digest_of_json, to_json, write_whole
+from softcpt.core.files import digest_of_file, digest_of_json, lock_file, to_json, write_whole
 from softcpt.engine.adapter import FACTS, WEIGHTS, Adapter, read_adapter
 from softcpt.engine.loop import Step, ValScore
 from softcpt.engine.signed import FORMAT, read_signed
@@ -128,7 +128,7 @@ def open_output(folder: Path, *, overwrite: bool) -> Iterator[Path]:
     except OSError as error:
         raise _refusal(folder, f"cannot be written: {error.strerror}", "name a folder of your own") from error
     with lock:
-        if not _lock(lock.fileno()):
+        if not lock_file(lock.fileno()):
             raise _refusal(folder, "another run is being written to it", "wait, or name another folder")
         check_output(folder, overwrite=overwrite)  # again: another run may have ended in between
         for left in folder.parent.glob(f".{glob.escape(folder.name)}.*{NEW}"):  # by a killed run
@@ -181,18 +181,6 @@ def _logging_to(folder: Path) -> Iterator[None]:
 def _is_part(name: str) -> bool:
     """Whether a file is one that a killed run was writing (see :mod:`softcpt.core.files`)."""
     return name.endswith(".part") and name.startswith(tuple(f".{file}." for file in FILES))
-
-
-def _lock(descriptor: int) -> bool:
-    try:
-        import fcntl
-    except ImportError:  # no such lock on this system: two runs into one folder are then not noticed
-        return True
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
 
 
 def write_config(folder: Path, settings: dict[str, Any]) -> None:

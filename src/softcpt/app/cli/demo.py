@@ -2,125 +2,105 @@
 
 from __future__ import annotations
 
+import json
 import shlex
-import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from softcpt.app.cli.options import Command
-from softcpt.app.cli.progress import show_progress
-from softcpt.app.cli.show import new_table, percent, say, show_table
-from softcpt.core.errors import Fault, RunError
+from softcpt.app.cli.options import Command, json_option
+from softcpt.app.cli.progress import clock, show_progress
+from softcpt.app.cli.show import new_table, say, show_table
 
 if TYPE_CHECKING:
-    from softcpt.engine.evaluate import Evaluation
+    from softcpt.app.demo import Demo
 
-METHODS = ("coop-ca", "coop-mt", "softcpt-nata")
-TASKS = ("shape", "colour", "pattern")
-IMAGES_PER_CLASS = 40
-SHOTS = 4
-EPOCHS = 12
-
-MARK = ".softcpt-demo"
-"""A file that tells a demo's folder from one that must not be replaced."""
+DEFAULT_OUTPUT = Path("demo")
 
 
-@click.command(cls=Command, short_help="See the main job on drawn images, in about a minute.")
+@click.command(cls=Command, short_help="See the main job on drawn pictures, in two minutes.")
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
-    default=Path("demo"),
+    default=DEFAULT_OUTPUT,
     show_default=True,
     metavar="DIR",
-    help="Where images, backbone and runs go; an earlier demo there is replaced.",
+    help="Where pictures, runs and report go; an earlier demo there is replaced.",
 )
-def demo(output: Path) -> None:
-    """Draw a suite, make a small random backbone, train three methods, and compare them with zero-shot.
+@json_option("One JSON object instead of the table; accuracies in percent.")
+@click.option("--quiet", is_flag=True, help="No progress and hints.")
+def demo(output: Path, as_json: bool, quiet: bool) -> None:
+    """Draw a suite of tasks, train three methods with 1 and 4 images per class, compare them with zero-shot.
 
-    Needs neither network nor downloads. The backbone knows nothing, so that the scores show that everything
-    works, not what a CLIP can do.
+    Writes a report that a browser opens. Needs neither network nor data: the pictures are drawn, and the
+    small CLIP comes with the package.
     """
-    _make_folder(output)
+    from softcpt.app import demo as room
+    from softcpt.app.demo_page import demo_page
     from softcpt.clip.backbone import load_backbone
-    from softcpt.clip.toy import write_toy_backbone
-    from softcpt.data.drawn import draw_suite
-    from softcpt.data.suite import load_suite
+    from softcpt.report.page import write_page
 
-    suite = load_suite(draw_suite(output / "suite", tasks=TASKS, images_per_class=IMAGES_PER_CLASS))
-    say(
-        f"drew {len(suite.records)} images of {len(suite.tasks)} tasks with {suite.n_classes} classes "
-        f"into {suite.root}",
+    room.check_folder(output)
+    backbone = load_backbone(room.PLAN.backbone)  # before an earlier demo is removed
+    command = shlex.join(
+        ["softcpt", "demo", *(["--output", str(output)] if output != DEFAULT_OUTPUT else [])]
     )
-    backbone = load_backbone(write_toy_backbone(output / "backbone"))
-    say(f"made a small CLIP with random weights in {output / 'backbone'}")
-    from softcpt.engine.evaluate import evaluate
-    from softcpt.engine.train import train
-
-    found: dict[str, Evaluation] = {}
-    for method in METHODS:
-        say(f"training {method} with {SHOTS} images per class")
-        with show_progress(quiet=False) as listener:
-            run = train(
-                suite,
-                backbone,
-                output / "runs" / method,
-                method=method,
-                shots=SHOTS,
-                epochs=EPOCHS,
-                cache=output / "cache",
-                on_progress=listener,
-            )
-            found[method] = evaluate(run, backbone=backbone, cache=output / "cache")
+    report = output / room.REPORT
+    try:
+        with room.open_demo(output) as folder:
+            with show_progress(quiet=quiet) as listener:
+                found = room.run_demo(folder, backbone, room.PLAN, on_progress=listener)
+            write_page(demo_page(found, command), report)
+    except KeyboardInterrupt:
+        if output.is_dir() and not report.exists():
+            say(f"{output} holds an unfinished demo; the same command starts it again")
+        raise
+    if as_json:
+        click.echo(json.dumps(_to_json(found, report), indent=1, ensure_ascii=False, allow_nan=False))
+        return
     _show(found)
-    _say_what_next(output)
+    click.echo(f"report: {report}")
+    if not quiet:
+        _say_what_next(found)
 
 
-def _make_folder(output: Path) -> None:
-    """An empty folder with our mark; an earlier demo in it is removed, anything else is left alone."""
-    if (output / MARK).is_file():
-        shutil.rmtree(output)
-    elif output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise RunError(
-            Fault(str(output), "exists and is no earlier demo", "name another folder with --output"),
-            about="the demo's folder",
-        )
-    output.mkdir(parents=True, exist_ok=True)
-    (output / MARK).write_text("made by softcpt demo, which replaces this folder when it runs again\n")
+def _show(found: Demo) -> None:
+    from softcpt.report.sections import scores_table
+
+    table = scores_table(found.results, found.made.suite)
+    shown = new_table(*table.columns, numbers=table.columns[1:], title=table.caption)
+    for row in table.rows:
+        shown.add_row(*row)
+    show_table(shown)
+    click.echo(table.note.partition(" Bold:")[0])
 
 
-def _show(found: dict[str, Evaluation]) -> None:
-    first = next(iter(found.values()))
-    names = ["zero-shot", *found]
-    table = new_table(
-        "task",
-        "test images",
-        *names,
-        numbers=("test images", *names),
-        title=f"Accuracy in percent, {SHOTS} training images per class, {EPOCHS} epochs",
-    )
-    for i, task in enumerate(first.tasks):
-        scores = [percent(evaluation.tasks[i].score) for evaluation in found.values()]
-        table.add_row(task.name, str(task.n_images), percent(task.zero_shot), *scores)
-    table.add_section()
-    means = [percent(evaluation.score) for evaluation in found.values()]
-    table.add_row("mean over tasks", "", percent(first.zero_shot), *means)
-    show_table(table)
+def _to_json(found: Demo, report: Path) -> dict[str, Any]:
+    plan, made = found.plan, found.made
+    return {
+        "folder": str(found.folder),
+        "report": str(report),
+        "suite": {"name": made.suite, "seed": made.seed, "images": made.n_images, "tasks": made.classes,
+                  "digest": made.digest},
+        "backbone": {"name": found.backbone.name, "digest": found.backbone.digest},
+        "settings": {"epochs": plan.epochs, "views": plan.views, "lr": dict(plan.rates)},
+        "threads": found.threads,
+        "seconds": round(found.seconds, 1),
+        "rows": [row.to_json() for row in found.results.rows],
+    }  # fmt: skip
 
 
-def _say_what_next(output: Path) -> None:
-    chosen = shlex.quote(str(output / "runs" / METHODS[-1]))
-    images = shlex.quote(str(output / "suite" / TASKS[0]))
-    click.echo(
-        "The backbone's weights are random: these figures show that the machinery works from images to\n"
-        "scores, not what a CLIP can do, nor which method is better.\n"
-        "\n"
-        "On your own images, in folders my_suite/<task>/<class>/<image>, with a real backbone:\n"
-        "  softcpt check    my_suite --backbone ViT-B-16/openai --shots 8\n"
-        "  softcpt train    my_suite --backbone ViT-B-16/openai --shots 8 --output runs/first\n"
-        "  softcpt evaluate runs/first\n"
-        "\n"
-        "Or look at what was made here:\n"
-        f"  softcpt predict  {chosen} {images} --task {TASKS[0]} --top 1"
+def _say_what_next(found: Demo) -> None:
+    from softcpt.app.demo import cells_of, run_folder
+    from softcpt.app.demo_page import MEANING, NEXT_STEPS
+
+    chosen = run_folder(found.folder, cells_of(found.plan)[-1])
+    task = found.plan.tasks[0]
+    steps = "\n".join(f"  {step}" for step in NEXT_STEPS)
+    predict = shlex.join(["softcpt", "predict", str(chosen), str(found.made.folder / task), "--task", task])
+    say(
+        f"done in {clock(found.seconds)}. {MEANING}\n"
+        f"On your own images, in folders my_suite/<task>/<class>/<image>, with a larger backbone:\n{steps}\n"
+        f"Or look at what was made here:\n  {predict} --top 1"
     )

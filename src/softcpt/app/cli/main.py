@@ -17,7 +17,18 @@ from softcpt._version import __version__
 from softcpt.app.cli.show import say, show_faults, show_warnings
 from softcpt.core.errors import ConfigError, Fault, SoftCPTError, nearest
 
-COMMANDS = ("check", "train", "evaluate", "predict", "methods", "backbones", "cache", "data", "demo")
+COMMANDS = (
+    "check",
+    "train",
+    "evaluate",
+    "predict",
+    "compare",
+    "methods",
+    "backbones",
+    "cache",
+    "data",
+    "demo",
+)
 """Each is the function of the same name in the module of the same name beside this file."""
 
 _BUG = 70  # EX_SOFTWARE of sysexits.h

@@ -1,0 +1,1 @@
+"""Many runs compared: a grid of suites, methods, shots and seeds, with intervals; see ``run.compare``."""

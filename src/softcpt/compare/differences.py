@@ -1,0 +1,203 @@
+"""Which differences are larger than the noise, and whether sharing prompts over tasks helps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from softcpt.compare.results import Results
+from softcpt.compare.rows import Row
+from softcpt.compare.statistics import Interval, SuiteTests, TaskTests, mean_interval
+from softcpt.compare.student import holm
+from softcpt.core.seeds import stream
+from softcpt.methods.registry import get_method
+
+CHANCE = 0.05
+REFERENCES = ("coop-ca", "coop-ca-joint", "zero-shot")
+"""The first of these that is there is what the others are compared with."""
+SHARED = ("softcpt-nata", "softcpt-nats", "softcpt-cata", "coop-mt")
+"""The first of these that is there speaks for sharing, else the first method that shares."""
+ALL_SUITES = "all suites"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A row against another one on the same seeds, tasks and images.
+
+    Attributes:
+        suite: its name, or :data:`ALL_SUITES`.
+        shots: None for the average over all.
+        task: None for the mean over tasks.
+        row: label.
+        reference: label of the other.
+        interval: of the difference.
+        p: corrected for the number of comparisons (Holm).
+    """
+
+    suite: str
+    shots: int | None
+    task: str | None
+    row: str
+    reference: str
+    interval: Interval
+    p: float
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether it is larger than the noise."""
+        return self.p < CHANCE
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What the differences say.
+
+    Attributes:
+        reference: what all rows are compared with, or None with a single row.
+        differences: every row against it, by suite and shots.
+        shared: the row that speaks for sharing, or None where no two rows can tell.
+        alone: the row it is compared with.
+        sharing: task by task, by suite and shots.
+    """
+
+    reference: Row | None
+    differences: Sequence[Difference]
+    shared: Row | None
+    alone: Row | None
+    sharing: Sequence[Difference]
+
+
+def analyse(results: Results) -> Analysis:
+    """Compare the rows of a table."""
+    columns = [(row, shots) for row in results.rows for shots in results.shots]
+    tests = {}
+    for suite in results.suites:
+        drawn = _tests(results, suite.name, columns)
+        if drawn is not None:
+            tests[suite.name] = drawn
+    reference = reference_row(results.rows)
+    shared, alone = sharing_rows(results.rows)
+    compared = _Compared(results, columns, tests)
+    differences: list[Difference] = []
+    if reference is not None:
+        others = [row for row in results.rows if row != reference]
+        differences = _corrected([d for row in others for d in compared.everywhere(row, reference)])
+    sharing: list[Difference] = []
+    if shared is not None and alone is not None:
+        for shots in compared.levels:  # each a question of its own, asked of all tasks
+            sharing += _corrected(compared.by_task(shared, alone, shots))
+    return Analysis(reference, differences, shared, alone, sharing)
+
+
+def reference_row(rows: Sequence[Row]) -> Row | None:
+    """What the other rows are compared with; None with a single row."""
+    if len(rows) < 2:
+        return None
+    for key in REFERENCES:
+        for row in rows:
+            if row.method == key:
+                return row
+    return rows[0]
+
+
+def shares(method: str) -> bool:
+    """Whether a method's prompts of one task depend on the other tasks' images."""
+    entry = get_method(method)
+    return (
+        entry.trains
+        and not entry.separate
+        and (method in ("coop-mt", "mvlpt") or method.startswith("softcpt"))
+    )
+
+
+def sharing_rows(rows: Sequence[Row]) -> tuple[Row | None, Row | None]:
+    """The row that speaks for sharing, and the same tasks each alone; tuned alike."""
+    for tuning in ("tuned", "published"):
+        alike = [row for row in rows if row.tuning == tuning]
+        alone = next((row for row in alike if row.method == "coop-ca"), None) or next(
+            (row for row in alike if get_method(row.method).separate), None
+        )
+        sharing = [row for row in alike if shares(row.method) and row.together is None]
+        sharing.sort(key=lambda row: SHARED.index(row.method) if row.method in SHARED else len(SHARED))
+        if alone and sharing:
+            return sharing[0], alone
+    return None, None
+
+
+class _Compared:
+    def __init__(
+        self, results: Results, columns: Sequence[tuple[Row, int]], tests: dict[str, SuiteTests]
+    ) -> None:
+        self.results, self.tests = results, tests
+        self.column = {(row.label, shots): q for q, (row, shots) in enumerate(columns)}
+        self.levels: list[int | None] = [*results.shots, *([None] if len(results.shots) > 1 else [])]
+
+    def everywhere(self, row: Row, reference: Row) -> list[Difference]:
+        found = []
+        for shots in self.levels:
+            weights = self._weights(row, reference, shots)
+            parts = {name: tests.contrast(weights) for name, tests in self.tests.items()}
+            there = {name: part for name, part in parts.items() if part is not None}
+            if len(self.results.suites) > 1 and len(there) == len(self.results.suites):
+                there[ALL_SUITES] = mean_interval(list(there.values()))
+            found += [
+                Difference(name, shots, None, row.label, reference.label, part, part.p)
+                for name, part in there.items()
+            ]
+        return found
+
+    def by_task(self, row: Row, reference: Row, shots: int | None) -> list[Difference]:
+        weights = self._weights(row, reference, shots)
+        found = []
+        for suite in self.results.suites:
+            for t, task in enumerate(suite.tasks):
+                if suite.name not in self.tests or np.isnan(self.tests[suite.name].scores[:, t]).all():
+                    continue
+                part = self.tests[suite.name].contrast(weights, [t])
+                if part is not None:
+                    found.append(
+                        Difference(suite.name, shots, task.name, row.label, reference.label, part, part.p)
+                    )
+        return found
+
+    def _weights(self, row: Row, reference: Row, shots: int | None) -> dict[int, float]:
+        at = self.results.shots if shots is None else [shots]
+        weights: dict[int, float] = {}
+        for s in at:
+            weights[self.column[row.label, s]] = 1 / len(at)
+            weights[self.column[reference.label, s]] = -1 / len(at)
+        return weights
+
+
+def _tests(results: Results, suite: str, columns: Sequence[tuple[Row, int]]) -> SuiteTests | None:
+    """All columns on the same images; None where the suite has no result at all."""
+    stands = np.array(results.linked[suite])
+    by_seed: dict[int, list[TaskTests]] = {}
+    for seed in results.seeds:
+        cells = [results.cell(suite, row, shots, seed) for row, shots in columns]
+        first = next((cell for cell in cells if cell is not None), None)
+        if first is None:
+            continue
+        tasks = []
+        for t, task in enumerate(first["tasks"]):
+            images = np.array(task["images"], dtype=np.int64)
+            right = np.full((len(images), len(columns)), np.nan)
+            for q, cell in enumerate(cells):
+                # The same seed has the same split, so that every column has the same images.
+                if cell is not None and cell["tasks"][t]["images"] == task["images"]:
+                    right[:, q] = [sign == "1" for sign in cell["tasks"][t]["right"]]
+            tasks.append(
+                TaskTests(stands[images], np.array(task["labels"], dtype=np.int64), right, task["metric"])
+            )
+        by_seed[seed] = tasks
+    return SuiteTests(by_seed, stream("bootstrap", suite)) if by_seed else None
+
+
+def _corrected(differences: list[Difference]) -> list[Difference]:
+    adjusted = holm([d.interval.p for d in differences])
+    return [
+        Difference(d.suite, d.shots, d.task, d.row, d.reference, d.interval, p)
+        for d, p in zip(differences, adjusted, strict=True)
+    ]

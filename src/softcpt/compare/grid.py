@@ -1,0 +1,178 @@
+"""The cells of a comparison: suite x row x shots x seed, each with all that decides about its result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from softcpt.compare.identity import cell_identity, key_of
+from softcpt.compare.rows import Row, overrides_for, uses_shots
+from softcpt.core.errors import Collector, ConfigError, Fault, nearest
+from softcpt.data.record import Suite
+from softcpt.engine.config import Settings, keys_of, resolve
+from softcpt.methods.registry import get_method
+
+OPTIONS = ("method", "shots", "seed", "backbone", "device")
+"""Keys that are options of a comparison, and no settings of all its runs."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A suite of the comparison.
+
+    Attributes:
+        suite: read and checked.
+        digest: of its content.
+    """
+
+    suite: Suite
+    digest: str
+
+    @property
+    def name(self) -> str:
+        """The suite's."""
+        return self.suite.name
+
+    @property
+    def source(self) -> str:
+        """Where any process of this machine finds it."""
+        return str(self.suite.source.resolve())
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training and its test.
+
+    Attributes:
+        place: the suite.
+        row: the method.
+        shots: training images per class.
+        seed: of the run, and of its split.
+        settings: keys and values to run with.
+        resolved: the same with all defaults.
+        identity: all that decides about the result.
+    """
+
+    place: Place
+    row: Row
+    shots: int
+    seed: int
+    settings: dict[str, str]
+    resolved: Settings = field(repr=False)
+    identity: dict[str, Any] = field(repr=False)
+
+    @cached_property
+    def key(self) -> str:
+        """Name of its file."""
+        return key_of(self.identity)
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        shots = f"{self.shots} shot{'s' if self.shots != 1 else ''}"
+        return f"{self.place.name}, {self.row.label}, {shots}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What is compared on what.
+
+    Attributes:
+        places: suites.
+        rows: methods with their settings; those whose settings are chosen come from these.
+        shots: training images per class.
+        seeds: of the runs.
+        backbone: where any process of this machine finds it.
+        weights: digest of it.
+        device: type of device.
+        threads: of each cell.
+        settings: keys and values for all methods that know them.
+        resplit: every seed draws its own split.
+    """
+
+    places: Sequence[Place]
+    rows: Sequence[Row]
+    shots: Sequence[int]
+    seeds: Sequence[int]
+    backbone: str
+    weights: str
+    device: str
+    threads: int
+    settings: Mapping[str, str]
+    resplit: bool
+
+    def check(self) -> None:
+        """Resolve every row's settings once.
+
+        Raises:
+            ConfigError: every fault of all of them.
+        """
+        collector = Collector()
+        faults = [
+            Fault(key, "is an option of the comparison", f"give it as --{key}, or --{key}s")
+            for key in self.settings
+            if key in OPTIONS
+        ]
+        if self.resplit and "split_seed" in self.settings:
+            what = "every seed draws its own split"
+            faults.append(Fault("split_seed", what, "leave it out, or add --no-resplit"))
+        known = {key for row in self.rows for key in keys_of(get_method(row.method))}
+        faults += [
+            Fault(key, "no method of this comparison has such an option", nearest(key, known))
+            for key in self.settings
+            if key not in known
+        ]
+        names = [place.name for place in self.places]
+        faults += [
+            Fault(name, "two suites have this name", "rename one in its suite.yaml")
+            for name in sorted({name for name in names if names.count(name) > 1})
+        ]
+        if faults:
+            collector.errors.append(ConfigError(faults, about="the options"))
+        else:
+            for row in self.rows:
+                collector.keep(lambda row=row: self.cell(self.places[0], row, self.shots[0], self.seeds[0]))  # type: ignore[misc]
+        collector.raise_any()
+
+    def cell(
+        self, place: Place, row: Row, shots: int, seed: int, chosen: Mapping[str, str] | None = None
+    ) -> Cell:
+        """One cell.
+
+        Args:
+            place: suite.
+            row: method.
+            shots: asked for; a method that learns from no images has the same cell for all.
+            seed: of the run.
+            chosen: settings that were found on val.
+        """
+        settings = overrides_for(row, self.settings) | dict(chosen or {})
+        drawn = uses_shots(get_method(row.method))
+        settings |= {"shots": str(shots if drawn else 1), "seed": str(seed if drawn else 1)}
+        settings["device"] = self.device
+        if self.resplit:
+            settings["split_seed"] = str(seed)
+        resolved = resolve(settings, given_by="the comparison")
+        identity = cell_identity(
+            suite=place.digest,
+            backbone=self.weights,
+            settings=resolved,
+            together=row.together,
+            threads=self.threads,
+            device=self.device,
+        )
+        return Cell(place, row, shots, seed, settings, resolved, identity)
+
+    def cells(self, rows: Sequence[Row] | None = None) -> Iterator[Cell]:
+        """All cells, seed after seed, so that a table begun is a table with fewer seeds.
+
+        Args:
+            rows: those meant; None for all.
+        """
+        for seed in self.seeds:
+            for shots in self.shots:
+                for place in self.places:
+                    for row in self.rows if rows is None else rows:
+                        yield self.cell(place, row, shots, seed)

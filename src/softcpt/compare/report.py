@@ -1,0 +1,325 @@
+"""The comparison as one HTML page, and its figures as files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from softcpt.compare.differences import ALL_SUITES, Analysis, Difference
+from softcpt.compare.published import beside, meaning, published_suite
+from softcpt.compare.results import Results, Score
+from softcpt.compare.rows import Row
+from softcpt.compare.sentences import (
+    interval_words,
+    sharing_sentence,
+    sharing_summary,
+    shots_words,
+    verdict,
+)
+from softcpt.compare.store import FIGURES, REPORT
+from softcpt.compare.tables import NONE, show_plain_difference, show_score
+from softcpt.core.files import write_whole
+from softcpt.report.blocks import Block, Columns, Details, Facts, Figure, Page, Section, Table, Text
+from softcpt.report.comparison_figures import Point, cost_figure, gains_figure, standalone
+from softcpt.report.figures import Line, accuracy_figure
+from softcpt.report.page import write_page
+from softcpt.report.results import Spread
+
+MOST = 8
+"""Methods in a figure: no more can be told apart by colour and mark."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure with the name of its file."""
+
+    name: str
+    figure: Figure
+
+
+def write_report(folder: Path, results: Results, analysis: Analysis, more: Sequence[Section] = ()) -> None:
+    """``report.html`` and ``figures/*.svg``.
+
+    Args:
+        folder: of the comparison.
+        results: what was found.
+        analysis: what it means.
+        more: sections at the end.
+    """
+    drawn = {suite.name: _figures(results, suite.name, n) for n, suite in enumerate(results.suites)}
+    sections = [_reading(results, analysis), _sharing(analysis)]
+    sections += [_suite_section(results, name, figures) for name, figures in drawn.items()]
+    if len(results.suites) > 1:
+        sections.append(Section("Mean over suites", [_scores_table(results, None)]))
+    if analysis.differences:
+        sections.append(_difference_section(results, analysis))
+    sections += more
+    if results.failed:
+        sections.append(
+            Section("Failed", [Text([f"{label}: {why}" for label, why in results.failed.items()])])
+        )
+    names = ", ".join(drawn)
+    page = Page(f"Methods compared on {names}", _lead(results, analysis), sections)
+    write_page(page, folder / REPORT)
+    (folder / FIGURES).mkdir(exist_ok=True)
+    for figures in drawn.values():
+        for one in figures:
+            write_whole(folder / FIGURES / f"{one.name}.svg", standalone(one.figure.svg))
+
+
+def sections_beside(results: Results) -> list[Section]:
+    """Our table beside the published one, for suites of published names."""
+    sections = []
+    for suite in results.suites:
+        if published_suite(suite.name) is not None:
+            heads, rows = beside(results, suite.name)
+            caption = f"Accuracy in percent on {suite.name}, ours / published"
+            table = Table(caption=caption, columns=heads, rows=rows, note=meaning())
+            sections.append(Section(f"{suite.name} beside the published table", [table]))
+    return sections
+
+
+def shown_rows(results: Results) -> list[Row]:
+    """The rows that figures show: all, or of many those that score highest on average."""
+    rows = [row for row in results.rows if results.mean_score(row, results.shots[-1]) is not None]
+    if len(rows) <= MOST:
+        return rows
+
+    def height(row: Row) -> float:
+        score = results.mean_score(row, None) or results.mean_score(row, results.shots[-1])
+        return score.mean if score else 0.0
+
+    best = sorted(rows, key=height, reverse=True)
+    keep = [row for row in rows if not results.learns(row)][:1]
+    keep += [row for row in best if row not in keep][: MOST - len(keep)]
+    return [row for row in rows if row in keep]
+
+
+def _lead(results: Results, analysis: Analysis) -> str:
+    level = None if len(results.shots) > 1 else results.shots[0]
+    scores = [(row, results.mean_score(row, level)) for row in results.rows]
+    there = [(row, score) for row, score in scores if score is not None]
+    if not there:
+        return "Not all cells are there yet."
+    row, score = max(there, key=lambda pair: pair[1].mean)
+    at = "on average over shots" if level is None else f"at {shots_words(level)}"
+    said = f"{row.label} scores highest {at}: {show_score(score)} %."
+    if analysis.reference is not None:
+        clear = [d for d in analysis.differences if d.is_clear]
+        n = len(analysis.differences)
+        said += (
+            f" Of {n} differences to {analysis.reference.label}, {len(clear)} are larger than the noise"
+            f" ({sum(d.interval.value > 0 for d in clear)} gains,"
+            f" {sum(d.interval.value < 0 for d in clear)} losses)."
+        )
+    if results.about["quick"]:
+        said += " This is a quick look, with short trainings: not for conclusions."
+    return said
+
+
+def _reading(results: Results, analysis: Analysis) -> Section:
+    backbone = results.about["backbone"]
+    pairs = [
+        ("Backbone", str(backbone["description"])),
+        ("Seeds", ", ".join(map(str, results.seeds))),
+        ("Split", "a new one each seed" if results.about["resplit"] else "one for all seeds"),
+        ("Tuning", "on val, at most 12 trainings a cell" if results.about["tuned"] else "none"),
+        ("Computed on", f"{results.about['device']}, {results.about['threads']} thread(s) a run"),
+    ]
+    if results.settings:
+        pairs.append(("Settings", " ".join(f"{key}={value}" for key, value in results.settings.items())))
+    said = [
+        "Accuracy in percent on test images by each task's own metric, mean over tasks; mean ± population "
+        "deviation over seeds, no confidence interval. Every method sees the same images under "
+        "the same seed; test images are read once for each number."
+    ]
+    if analysis.differences:
+        said.append(interval_words(max(d.interval.n_seeds for d in analysis.differences)))
+    return Section("How to read this", [Facts(pairs), Text([*said, *results.notes])])
+
+
+def _sharing(analysis: Analysis) -> Section:
+    title = "Does sharing help me?"
+    if analysis.shared is None or analysis.alone is None or not analysis.sharing:
+        said = (
+            "Not asked here: it takes a method that shares (such as softcpt-nata) beside one that trains "
+            "each task alone (such as coop-ca)."
+        )
+        return Section(title, [Text([said])])
+    levels = list(dict.fromkeys(d.shots for d in analysis.sharing))
+    of_level = {level: [d for d in analysis.sharing if d.shots == level] for level in levels}
+    last = of_level[levels[-1]]
+    table = Table(
+        caption=f"{analysis.shared.label} against {analysis.alone.label}, {shots_words(levels[-1])}",
+        columns=["Task", "Suite", "Points (95 % interval)", "Sharing"],
+        rows=[(str(d.task), d.suite, show_plain_difference(d), verdict(d)) for d in last],
+        note="helps, hurts: larger than the noise, corrected for the number of tasks (Holm).",
+        strong=[i for i, d in enumerate(last) if d.is_clear],
+    )
+    blocks: list[Block] = [
+        Text([sharing_summary(found) for found in of_level.values()]),
+        table,
+        Details("Task by task, in sentences", [Text([sharing_sentence(d) for d in last])]),
+    ]
+    return Section(title, blocks)
+
+
+def _suite_section(results: Results, name: str, figures: Sequence[Drawn]) -> Section:
+    suite = next(suite for suite in results.suites if suite.name == name)
+    blocks: list[Block] = [_scores_table(results, name), Columns([drawn.figure for drawn in figures])]
+    return Section(f"{name}: {len(suite.tasks)} tasks, {suite.n_classes} classes", blocks)
+
+
+def _scores_table(results: Results, name: str | None) -> Table:
+    levels: list[int | None] = [*results.shots, *([None] if len(results.shots) > 1 else [])]
+    found = {
+        (row.label, level): results.mean_score(row, level)
+        if name is None
+        else results.score(name, row, level)
+        for row in results.rows
+        for level in levels
+    }
+    rows, best = [], -1.0
+    strong: list[int] = []
+    for i, row in enumerate(results.rows):
+        last = found[row.label, levels[-1]]
+        if last is not None and last.mean >= best:
+            strong = [i] if last.mean > best else [*strong, i]
+            best = last.mean
+        sizes = []
+        if name is not None:
+            count, seconds = results.n_learned(name, row), results.train_s(name, row)
+            sizes = [
+                f"{count:,}" if count else NONE,
+                f"{seconds:.1f}" if seconds is not None and results.learns(row) else NONE,
+            ]
+        rows.append((row.label, *sizes, *(show_score(found[row.label, level]) for level in levels)))
+    heads = [shots_words(level) if level is not None else "Average" for level in levels]
+    return Table(
+        caption=f"Accuracy in percent{'' if name is None else f' on {name}'}",
+        columns=["Method", *(["Numbers learned", "Seconds"] if name is not None else []), *heads],
+        rows=rows,
+        note="Bold: the highest in the last column. Seconds: one training, mean.",
+        strong=strong,
+    )
+
+
+def _difference_section(results: Results, analysis: Analysis) -> Section:
+    assert analysis.reference is not None  # there are differences to it
+    levels: list[int | None] = [*results.shots, *([None] if len(results.shots) > 1 else [])]
+    tables: list[Block] = []
+    for name in dict.fromkeys(d.suite for d in analysis.differences):
+        rows = []
+        for row in results.rows:
+            own = {d.shots: d for d in analysis.differences if d.row == row.label and d.suite == name}
+            if own:
+                cells = (_starred(own[s]) if s in own else NONE for s in levels)
+                rows.append((row.label, *cells))
+        tables.append(
+            Table(
+                caption=f"Points more or less than {analysis.reference.label}, "
+                + ("mean over suites" if name == ALL_SUITES else name),
+                columns=["Method", *map(shots_words, levels)],
+                rows=rows,
+                note=f"With 95 % intervals. *: larger than the noise, after Holm's correction for "
+                f"{len(analysis.differences)} comparisons.",
+            )
+        )
+    return Section(f"Differences to {analysis.reference.label}", tables)
+
+
+def _starred(difference: Difference) -> str:
+    return show_plain_difference(difference) + ("*" if difference.is_clear else "")
+
+
+def _figures(results: Results, name: str, number: int) -> list[Drawn]:
+    rows = shown_rows(results)
+    if not rows:
+        return []
+    seeds = f"over {len(results.seeds)} seeds" if len(results.seeds) > 1 else "of one seed"
+    left_out = len(results.rows) - len(rows)
+    aside = f" {left_out} methods are left out." if left_out else ""
+    shots = results.shots[-1]
+    suite = next(suite for suite in results.suites if suite.name == name)
+    tasks = [task.name for task in suite.tasks]
+    slug = re.sub(r"[^\w-]+", "-", name).strip("-").lower() or f"suite-{number}"
+    lines = [_line(results, name, row) for row in rows]
+    trained = [row for row in rows if results.learns(row)]
+    gains = {row.label: results.gains(name, row, shots) for row in trained}
+    said = "; ".join(
+        f"{row.label} " + ", ".join(f"{s}: {show_score(results.score(name, row, s))}" for s in results.shots)
+        for row in rows
+    )
+    drawn = [
+        Drawn(
+            f"accuracy-{slug}",
+            Figure(
+                accuracy_figure(
+                    lines, key=f"accuracy-{number}", alt=f"Accuracy in percent over shots on {name}. {said}."
+                ),
+                f"Mean over {len(tasks)} tasks {seeds}. Error bars: population deviation over seeds, "
+                f"no confidence interval.{aside}",
+            ),
+        )
+    ]
+    if trained:
+        drawn.append(
+            Drawn(
+                f"gains-{slug}",
+                Figure(
+                    gains_figure(
+                        {label: [own.get(task) for task in tasks] for label, own in gains.items()},
+                        tasks,
+                        places={row.label: i for i, row in enumerate(rows)},
+                        key=f"gains-{number}",
+                        alt=f"Gain over zero-shot in points at {shots_words(shots)} on {name}. "
+                        + "; ".join(_told(label, own) for label, own in gains.items()),
+                    ),
+                    f"Gain over zero-shot with the templates, {shots_words(shots)}, mean {seeds}.{aside}",
+                ),
+            )
+        )
+    for what, stem, cost in (
+        ("numbers learned", "parameters", results.n_learned),
+        ("seconds of one training", "time", _training_s(results)),
+    ):
+        points = [
+            Point(row.label, float(cost(name, row) or 0.0), score.mean)
+            for row in rows
+            if (score := results.score(name, row, None)) is not None
+        ]
+        if points:
+            told = "; ".join(f"{p.label}: {p.cost:,.0f}, {100 * p.score:.1f} %" for p in points)
+            figure = cost_figure(
+                points, what=what, key=f"{stem}-{number}", alt=f"Accuracy against {what} on {name}. {told}."
+            )
+            average = "average over shots" if len(results.shots) > 1 else shots_words(shots)
+            drawn.append(
+                Drawn(f"{stem}-{slug}", Figure(figure, f"Accuracy, {average}, against {what}.{aside}"))
+            )
+    return drawn
+
+
+def _training_s(results: Results) -> Callable[[str, Row], float | None]:
+    """As ``results.train_s``, with 0 where nothing is learned."""
+
+    def seconds(name: str, row: Row) -> float | None:
+        return results.train_s(name, row) if results.learns(row) else 0.0
+
+    return seconds
+
+
+def _line(results: Results, name: str, row: Row) -> Line:
+    points = {s: _spread(score) for s in results.shots if (score := results.score(name, row, s)) is not None}
+    level = next(iter(points.values()), None) if not results.learns(row) else None
+    return Line(row.label, points, level)
+
+
+def _spread(score: Score) -> Spread:
+    return Spread(score.mean, score.deviation, score.n_seeds)
+
+
+def _told(label: str, gains: dict[str, float]) -> str:
+    return f"{label}: " + ", ".join(f"{task} {100 * gain:+.1f}" for task, gain in gains.items())

@@ -1,0 +1,215 @@
+"""What a comparison found: its cells in the order of tables, and the mean scores that tables show."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from softcpt.compare.executor import Failure
+from softcpt.compare.grid import Cell, Grid
+from softcpt.compare.rows import Row, uses_shots
+from softcpt.compare.store import Store
+from softcpt.data.record import Suite
+from softcpt.data.split import linked_units
+from softcpt.engine.evaluate import mean_of
+from softcpt.methods.registry import get_method
+
+if TYPE_CHECKING:
+    from softcpt.clip.backbone import Backbone
+    from softcpt.compare.run import Request
+
+Place = tuple[str, str, int, int]
+"""Name of a suite, label of a row, shots, seed."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """A number of a table, as a fraction.
+
+    Attributes:
+        mean: over seeds.
+        deviation: population deviation over seeds.
+        n_seeds: how many.
+    """
+
+    mean: float
+    deviation: float
+    n_seeds: int
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a comparison found.
+
+    Attributes:
+        suites: read.
+        rows: in the order of tables.
+        shots: in order.
+        seeds: in order.
+        found: the content of each cell that there is.
+        settings: of all methods.
+        about: facts about the backbone, the machine and the way of comparing.
+        failed: label of a cell -> why it has no result.
+        notes: what a reader should know.
+    """
+
+    suites: Sequence[Suite]
+    rows: Sequence[Row]
+    shots: Sequence[int]
+    seeds: Sequence[int]
+    found: Mapping[Place, Mapping[str, Any]]
+    settings: Mapping[str, str]
+    about: Mapping[str, Any]
+    failed: Mapping[str, str]
+    notes: Sequence[str]
+
+    def cell(self, suite: str, row: Row, shots: int, seed: int) -> Mapping[str, Any] | None:
+        """A cell's content, or None."""
+        return self.found.get((suite, row.label, shots, seed))
+
+    def value(self, suite: str, row: Row, shots: int, seed: int) -> float | None:
+        """Mean over a cell's tasks of their own metric."""
+        cell = self.cell(suite, row, shots, seed)
+        return None if cell is None else mean_of([task["score"] for task in cell["tasks"]])
+
+    def score(self, suite: str, row: Row, shots: int | None) -> Score | None:
+        """A row's score at some shots, or its average over them; of the seeds that have them all."""
+        at = self.shots if shots is None else [shots]
+        of_seed = []
+        for seed in self.seeds:
+            values = [value for s in at if (value := self.value(suite, row, s, seed)) is not None]
+            if len(values) == len(at):
+                of_seed.append(statistics.fmean(values))
+        return spread(of_seed)
+
+    def mean_score(self, row: Row, shots: int | None) -> Score | None:
+        """The same, averaged over suites; None where one lacks it."""
+        at = self.shots if shots is None else [shots]
+        of_seed = []
+        for seed in self.seeds:
+            values = [
+                value
+                for suite in self.suites
+                for s in at
+                if (value := self.value(suite.name, row, s, seed)) is not None
+            ]
+            if len(values) == len(at) * len(self.suites):
+                of_seed.append(statistics.fmean(values))
+        return spread(of_seed)
+
+    def n_learned(self, suite: str, row: Row) -> int | None:
+        """Numbers learned; the largest where it depends on the shots."""
+        counts = [int(cell["n_learned"]) for cell in self._cells(suite, row)]
+        return max(counts, default=None)
+
+    def train_s(self, suite: str, row: Row) -> float | None:
+        """Seconds of one training, mean over shots and seeds."""
+        seconds = [float(cell["train_s"]) for cell in self._cells(suite, row)]
+        return statistics.fmean(seconds) if seconds else None
+
+    def gains(self, suite: str, row: Row, shots: int) -> dict[str, float]:
+        """Task -> gain over zero-shot, mean over seeds."""
+        gained: dict[str, list[float]] = {}
+        for seed in self.seeds:
+            cell = self.cell(suite, row, shots, seed)
+            for task in cell["tasks"] if cell else ():
+                if task["score"] is not None:
+                    gained.setdefault(task["name"], []).append(task["score"] - task["zero_shot"])
+        return {name: statistics.fmean(values) for name, values in gained.items()}
+
+    def learns(self, row: Row) -> bool:
+        """Whether a row depends on training images."""
+        return uses_shots(get_method(row.method))
+
+    @cached_property
+    def linked(self) -> dict[str, list[int]]:
+        """Suite -> what stands for each record's image: the same for all that belong together."""
+        found = {}
+        for suite in self.suites:
+            stands = list(range(len(suite.records)))
+            for unit in linked_units(suite.records):
+                for i in unit:
+                    stands[i] = unit[0]
+            found[suite.name] = stands
+        return found
+
+    def _cells(self, suite: str, row: Row) -> list[Mapping[str, Any]]:
+        cells = (self.cell(suite, row, shots, seed) for shots in self.shots for seed in self.seeds)
+        return [cell for cell in cells if cell is not None]
+
+
+def spread(values: Sequence[float]) -> Score | None:
+    """Mean and population deviation; None without values."""
+    if not values:
+        return None
+    return Score(statistics.fmean(values), statistics.pstdev(values), len(values))
+
+
+def gather(
+    grid: Grid,
+    request: Request,
+    backbone: Backbone,
+    cells: Sequence[Cell],
+    store: Store,
+    failures: Mapping[str, Failure],
+) -> Results:
+    """The results of all cells that there are."""
+    found: dict[Place, Mapping[str, Any]] = {}
+    failed: dict[str, str] = {}
+    rows: dict[str, Row] = {}
+    for cell in cells:
+        rows.setdefault(cell.row.label, cell.row)
+        content = store.get("cells", cell.key, cell.identity)
+        if content is not None:
+            found[cell.place.name, cell.row.label, cell.shots, cell.seed] = {"key": cell.key, **content}
+        elif cell.key in failures:
+            failed[cell.label] = "; ".join(map(str, failures[cell.key].faults))
+    notes = [note for place in grid.places for note in _notes(place.suite, grid)]
+    computed_by = {(c["versions"].get("torch"), c["versions"].get("platform")) for c in found.values()}
+    if len(computed_by) > 1:
+        notes.append(
+            "cells were computed by different machines or versions of torch; they differ by rounding"
+        )
+    about = {
+        "backbone": {
+            "name": grid.backbone,
+            "description": backbone.description,
+            "digest": grid.weights,
+            "logit_scale": round(float(backbone.logit_scale), 4),
+            "embed_dim": backbone.embed_dim,
+            "size_px": backbone.pixels.size_px,
+        },
+        "device": grid.device,
+        "threads": grid.threads,
+        "resplit": grid.resplit,
+        "tuned": request.tune,
+        "quick": request.quick,
+        "preset": request.preset,
+        "torch": sorted({str(torch) for torch, _ in computed_by}),
+    }
+    return Results(
+        suites=[place.suite for place in grid.places],
+        rows=sorted(rows.values(), key=lambda row: _order(grid.rows, row)),
+        shots=sorted(grid.shots),
+        seeds=sorted(grid.seeds),
+        found=found,
+        settings=dict(grid.settings),
+        about=about,
+        failed=failed,
+        notes=notes,
+    )
+
+
+def _order(rows: Sequence[Row], row: Row) -> tuple[int, int]:
+    """As asked for, each followed by itself with chosen settings."""
+    return list(rows).index(row.tuned("published")), ("published", "tuned", "tuned at 4").index(row.tuning)
+
+
+def _notes(suite: Suite, grid: Grid) -> list[str]:
+    given = sum(record.part is not None for record in suite.records)
+    if grid.resplit and given == len(suite.records):
+        return [f"{suite.name} gives its own parts: all seeds test the same images"]
+    return []

@@ -1,0 +1,96 @@
+"""The rows of a comparison: methods, each with settings of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from softcpt.core.errors import Collector, ConfigError, Fault
+from softcpt.engine.config import keys_of, parse_pairs
+from softcpt.methods.base import Method
+from softcpt.methods.registry import get_method
+
+Tuning = Literal["published", "tuned", "tuned at 4"]
+"""Settings as published; chosen on val; chosen on the val samples of the 4-shot cell with the same seed."""
+
+TUNED_AT_SHOTS = 4
+"""Below these shots there are too few val images to choose by."""
+
+_SAID = {"published": "", "tuned": "tuned on val", "tuned at 4": f"tuned at {TUNED_AT_SHOTS} shots"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method with settings of its own.
+
+    Attributes:
+        method: key.
+        settings: what differs from the method's defaults.
+        name: how tables call it, where the method's label and settings do not say it well.
+        tuning: where other settings come from.
+        together: tasks that are trained together, in groups of so many in the suite's order; None for all.
+    """
+
+    method: str
+    settings: tuple[tuple[str, str], ...] = ()
+    name: str = ""
+    tuning: Tuning = "published"
+    together: int | None = None
+
+    @property
+    def label(self) -> str:
+        """Unique in a table."""
+        words = [self.name or self._described(), _SAID[self.tuning]]
+        return ", ".join(word for word in words if word)
+
+    def _described(self) -> str:
+        words = [f"{key}={value}" for key, value in self.settings]
+        if self.together is not None:
+            words.append(f"{self.together} tasks together" if self.together > 1 else "each task alone")
+        return ", ".join([get_method(self.method).label, *words])
+
+    def tuned(self, tuning: Tuning) -> Row:
+        """The same with another origin of settings."""
+        return replace(self, tuning=tuning)
+
+
+def uses_shots(method: Method) -> bool:
+    """Whether training images change what a method scores; zero-shot is the same at any number of them."""
+    # Methods may be fitted to images in a way of their own, without the training loop.
+    return bool(getattr(method, "uses_images", method.trains))
+
+
+def parse_rows(words: Sequence[str]) -> list[Row]:
+    """Rows as a command line names them: ``softcpt-nata``, or ``coop-ca:lr=0.02:context_length=4``.
+
+    Raises:
+        ConfigError: every method there is not, every word that is no setting, every row named twice.
+    """
+    collector = Collector()
+    rows: list[Row] = []
+    for word in words:
+        row = collector.keep(lambda word=word: _parse_row(word))  # type: ignore[misc]
+        if row in rows:
+            fault = Fault("--methods", f"{word!r} is named twice", "leave one out")
+            collector.errors.append(ConfigError(fault, about="the options"))
+        elif row is not None:
+            rows.append(row)
+    if not words:
+        fault = Fault("--methods", "names no method", "write for example zero-shot,coop-ca,softcpt-nata")
+        collector.errors.append(ConfigError(fault, about="the options"))
+    collector.raise_any()
+    return rows
+
+
+def _parse_row(word: str) -> Row:
+    key, *pairs = word.strip().split(":")
+    get_method(key)
+    return Row(key, tuple(sorted(parse_pairs(pairs).items())))
+
+
+def overrides_for(row: Row, settings: Mapping[str, str]) -> dict[str, str]:
+    """Keys and values of a row's runs: those given for all methods as far as it knows them, and its own."""
+    keys = keys_of(get_method(row.method))
+    shared = {key: value for key, value in settings.items() if key in keys}
+    return shared | {"method": row.method} | dict(row.settings)

@@ -1,0 +1,78 @@
+"""What the differences say, in sentences a practitioner understands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from softcpt.compare.differences import Analysis, Difference
+from softcpt.compare.statistics import FEWEST_SEEDS
+
+
+def shots_words(shots: int | None) -> str:
+    """``4 shots``; the average over all where there is no number."""
+    if shots is None:
+        return "average over shots"
+    return f"{shots} shot" if shots == 1 else f"{shots} shots"
+
+
+def verdict(difference: Difference) -> str:
+    """``helps``, ``hurts`` or ``unclear``."""
+    if not difference.is_clear:
+        return "unclear"
+    return "helps" if difference.interval.value > 0 else "hurts"
+
+
+def sharing_sentence(difference: Difference) -> str:
+    """Does sharing help this task?"""
+    found = difference.interval
+    points, low, high = 100 * found.value, 100 * found.low, 100 * found.high
+    more = "more" if points >= 0 else "less"
+    who = f"{difference.row} scores {abs(points):.1f} points {more} than {difference.reference}"
+    where = f"{difference.task} ({difference.suite}, {shots_words(difference.shots)})"
+    between = f"95 % interval {low:+.1f} to {high:+.1f}"
+    if difference.is_clear:
+        return f"{where}: sharing {verdict(difference)}. {who} ({between})."
+    if found.low > 0 or found.high < 0:
+        return (
+            f"{where}: a hint, no more. {who} ({between}), but among as many tasks one such difference "
+            "is to be expected by chance."
+        )
+    return f"{where}: no difference larger than the noise. {who} ({between})."
+
+
+def sharing_summary(differences: Sequence[Difference]) -> str:
+    """How many tasks it helps."""
+    counts = [verdict(d) for d in differences]
+    n = len(counts)
+    level = shots_words(differences[0].shots)
+    return (
+        f"{level[0].upper()}{level[1:]}: sharing helps in {counts.count('helps')} of {n} tasks, "
+        f"hurts in {counts.count('hurts')}; no difference larger than the noise in {counts.count('unclear')}."
+    )
+
+
+def sharing_lines(analysis: Analysis) -> list[str]:
+    """Summaries for all shots, then a sentence for each task: on the average, if there are several."""
+    if analysis.shared is None or analysis.alone is None:
+        return [
+            "Not asked here: it takes a method that shares (such as softcpt-nata) beside one that trains "
+            "each task alone (such as coop-ca)."
+        ]
+    levels = list(dict.fromkeys(d.shots for d in analysis.sharing))
+    of_level = {level: [d for d in analysis.sharing if d.shots == level] for level in levels}
+    lines = [f"{analysis.shared.label} against {analysis.alone.label}, each task by its own metric."]
+    lines += [sharing_summary(found) for found in of_level.values() if found]
+    if levels:
+        lines += [sharing_sentence(d) for d in of_level[levels[-1]]]
+    return lines
+
+
+def interval_words(n_seeds: int) -> str:
+    """What intervals are over."""
+    if n_seeds < FEWEST_SEEDS:
+        seeds = "the seed" if n_seeds == 1 else "the seeds"
+        return (
+            f"Intervals are over test images alone, with {seeds} as given: fewer than {FEWEST_SEEDS} "
+            "say too little about other seeds."
+        )
+    return "Intervals are over test images and seeds."

@@ -1,0 +1,157 @@
+"""Tables in Markdown: laid out as the paper's main table, then the differences and what they say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from softcpt.compare.differences import ALL_SUITES, Analysis, Difference
+from softcpt.compare.results import Results, Score
+from softcpt.compare.rows import Row
+from softcpt.compare.sentences import interval_words, sharing_lines, shots_words
+
+NONE = "–"  # noqa: RUF001  as the paper has it
+
+
+def markdown(results: Results, analysis: Analysis, more: Sequence[str] = ()) -> str:
+    """The whole page.
+
+    Args:
+        results: what was found.
+        analysis: what it means.
+        more: lines after the tables of scores.
+    """
+    lines = ["# Comparison", "", *_head(results)]
+    for suite in results.suites:
+        n_classes = suite.n_classes
+        lines += ["", f"## {suite.name} ({len(suite.tasks)} tasks, {n_classes} classes)", ""]
+        lines += main_table(results, suite.name)
+    if len(results.suites) > 1:
+        lines += ["", "## Mean over suites", "", *main_table(results, None)]
+    lines += more
+    if analysis.differences:
+        lines += ["", *_differences(results, analysis)]
+    lines += ["", "## Does sharing help me?", ""]
+    lines += [f"- {line}" for line in sharing_lines(analysis)]
+    if results.failed:
+        lines += ["", "## Failed", ""]
+        lines += [f"- {label}: {why}" for label, why in results.failed.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _head(results: Results) -> list[str]:
+    backbone = results.about["backbone"]
+    seeds = ", ".join(map(str, results.seeds))
+    said = [
+        f"Accuracy on test images in percent by each task's own metric, mean over tasks; mean ± population "
+        f"deviation over seeds ({seeds}). Best **bold**, second <u>underlined</u>.",
+        f"Backbone: {backbone['description']}; {results.about['device']}, "
+        f"{results.about['threads']} thread(s) a run.",
+        "Each seed draws its own split." if results.about["resplit"] else "One split for all seeds.",
+    ]
+    if results.settings:
+        given = " ".join(f"{key}={value}" for key, value in results.settings.items())
+        said.append(f"For all methods that know them: `{given}`.")
+    if not results.about["tuned"]:
+        said.append("Nothing was tuned: all settings are the methods' defaults, or as named.")
+    if results.about["quick"]:
+        said.append("**A quick look, with short trainings: not for conclusions.**")
+    return [" ".join(said[:1]), "", *(f"- {line}" for line in [*said[1:], *results.notes])]
+
+
+def main_table(results: Results, suite: str | None) -> list[str]:
+    """Method, parameters, training time, each number of shots, average.
+
+    Args:
+        results: what was found.
+        suite: its name; None for the mean over suites.
+    """
+    levels: list[int | None] = [*results.shots, None]
+    scores = {
+        (row.label, level): (
+            results.mean_score(row, level) if suite is None else results.score(suite, row, level)
+        )
+        for row in results.rows
+        for level in levels
+    }
+    # The average of a single number of shots would only say it again.
+    shown = levels if len(results.shots) > 1 else levels[:1]
+    heads = [str(level) if level is not None else "Average" for level in shown]
+    sizes = ["Parameters", "Training (s)"] if suite is not None else []
+    lines = [
+        "| " + " | ".join(["Method", *sizes, *heads]) + " |",
+        "|" + "|".join(["---", *["---:"] * (len(sizes) + len(heads))]) + "|",
+    ]
+    marks = {level: _marks([scores[row.label, level] for row in results.rows]) for level in shown}
+    for i, row in enumerate(results.rows):
+        cells = [_cell(scores[row.label, level], marks[level][i]) for level in shown]
+        own = [_count(results, suite, row), _seconds(results, suite, row)] if suite is not None else []
+        lines.append("| " + " | ".join([row.label, *own, *cells]) + " |")
+    return lines
+
+
+def _marks(scores: Sequence[Score | None]) -> list[str]:
+    """``best``, ``second`` or nothing; equal ones share a place."""
+    ranked = sorted({round(score.mean, 9) for score in scores if score is not None}, reverse=True)
+    names = dict(zip(ranked, ("best", "second"), strict=False))
+    return ["" if score is None else names.get(round(score.mean, 9), "") for score in scores]
+
+
+def show_score(score: Score | None, digits: int = 1) -> str:
+    """Percent: ``51.8 ± 0.9``; the mean alone of a single seed."""
+    if score is None:
+        return NONE
+    mean = f"{100 * score.mean:.{digits}f}"
+    return mean if score.n_seeds < 2 else f"{mean} ± {100 * score.deviation:.{digits}f}"
+
+
+def _cell(score: Score | None, mark: str) -> str:
+    text = show_score(score)
+    return {"best": f"**{text}**", "second": f"<u>{text}</u>"}.get(mark, text)
+
+
+def _count(results: Results, suite: str, row: Row) -> str:
+    count = results.n_learned(suite, row)
+    return f"{count:,}" if count else NONE
+
+
+def _seconds(results: Results, suite: str, row: Row) -> str:
+    seconds = results.train_s(suite, row)
+    return f"{seconds:.1f}" if seconds is not None and results.learns(row) else NONE
+
+
+def _differences(results: Results, analysis: Analysis) -> list[str]:
+    assert analysis.reference is not None  # there are differences to it
+    n_seeds = max((d.interval.n_seeds for d in analysis.differences), default=0)
+    lines = [
+        f"## Differences to {analysis.reference.label}",
+        "",
+        f"In points, on the same seeds, tasks and images, with 95 % intervals. {interval_words(n_seeds)} "
+        f"**Bold**: larger than the noise, after Holm's correction for {len(analysis.differences)} "
+        "comparisons.",
+    ]
+    suites = [suite.name for suite in results.suites]
+    names = [*suites, *([ALL_SUITES] if len(suites) > 1 else [])]
+    levels: list[int | None] = [*results.shots, *([None] if len(results.shots) > 1 else [])]
+    for name in names:
+        lines += ["", f"**{name}**", ""]
+        lines += ["| Method | " + " | ".join(shots_words(level) for level in levels) + " |"]
+        lines += ["|---|" + "---:|" * len(levels)]
+        for row in results.rows:
+            if row == analysis.reference:
+                continue
+            of_row = {d.shots: d for d in analysis.differences if d.row == row.label and d.suite == name}
+            cells = [show_difference(of_row[level]) if level in of_row else NONE for level in levels]
+            lines.append("| " + " | ".join([row.label, *cells]) + " |")
+    return lines
+
+
+def show_difference(difference: Difference) -> str:
+    """``**+3.1** (0.8 to 5.4)``: bold where it is larger than the noise."""
+    number, _, rest = show_plain_difference(difference).partition(" ")
+    return f"**{number}** {rest}" if difference.is_clear else f"{number} {rest}"
+
+
+def show_plain_difference(difference: Difference) -> str:
+    """``+3.1 (0.8 to 5.4)``."""
+    found = difference.interval
+    return f"{100 * found.value:+.1f} ({100 * found.low:.1f} to {100 * found.high:.1f})"

@@ -1,0 +1,127 @@
+"""Settings chosen on val: every method by the same budget, one value for all tasks of a suite.
+
+What is tried stands in one table, :data:`GRIDS`. No test image is looked at: a trial ends with its val score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+from softcpt.core.errors import ConfigError, Fault
+from softcpt.engine.config import keys_of
+from softcpt.methods.registry import get_method
+
+BUDGET = 12
+"""Trainings that a cell may spend on choosing, the same for every method."""
+
+_SAME = 1e-9
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What is tried of a method's settings.
+
+    Attributes:
+        values: key -> values, the most regularised first; all combinations are tried.
+    """
+
+    values: Mapping[str, tuple[str, ...]]
+
+    def __post_init__(self) -> None:
+        if self.size > BUDGET:
+            raise ValueError(f"{self.size} trainings; a cell may spend {BUDGET}")
+
+    @property
+    def size(self) -> int:
+        """Trainings that it takes."""
+        return len(list(product(*self.values.values())))
+
+    def points(self) -> list[dict[str, str]]:
+        """All combinations, the most regularised first."""
+        return [dict(zip(self.values, point, strict=True)) for point in product(*self.values.values())]
+
+
+RATES = Grid({"lr": ("0.002", "0.006", "0.02", "0.06", "0.2")})
+"""The published rate of CoOp and SoftCPT times 1, 3, 10, 30 and 100."""
+
+NOTHING = Grid({})
+"""For methods that learn nothing, or choose for themselves what they have to choose."""
+
+GRIDS: dict[str, Grid] = {
+    "zero-shot": NOTHING,
+    "coop-mt": RATES,
+    "coop-ca": RATES,
+    "coop-ca-joint": RATES,
+    "coop-cs": RATES,
+    "coop-cs-joint": RATES,
+    "softcpt-nata": RATES,
+    "softcpt-nats": RATES,
+    "softcpt-cata": RATES,
+    "softcpt-cats": RATES,
+    "softcpt-csta": RATES,
+    "softcpt-csts": RATES,
+    "softcpt-star": RATES,
+    "kgcoop": Grid({"pull": ("10", "8", "4", "2", "1"), "lr": ("0.002", "0.02")}),
+    "prograd": Grid({"strength": ("1", "0.8", "0.5"), "lr": ("0.002", "0.006", "0.02", "0.06")}),
+}
+"""By method; one that is not listed has its rate chosen, if the training loop trains it. Add to it freely.
+
+What a method chooses on val by itself, such as a head's strength, needs no training and no place here."""
+
+
+def grid_of(method: str) -> Grid:
+    """What is tried of a method.
+
+    Raises:
+        ConfigError: a key that the method does not know.
+    """
+    entry = get_method(method)
+    keys = keys_of(entry)
+    if method not in GRIDS:
+        return RATES if entry.trains and "lr" in keys else NOTHING
+    strange = [key for key in GRIDS[method].values if key not in keys]
+    if strange:
+        faults = [Fault(key, f"{method} has no such option, so it cannot be tuned") for key in strange]
+        raise ConfigError(faults, about="the table of what is tuned")
+    return GRIDS[method]
+
+
+def points_of(method: str, fixed: Mapping[str, str]) -> list[dict[str, str]]:
+    """What is tried beside settings that are given and stay as they are; one empty point where nothing is."""
+    values = {key: tried for key, tried in grid_of(method).values.items() if key not in fixed}
+    return Grid(values).points()
+
+
+def choose(scores: Sequence[float], published: int | None) -> int:
+    """The index of the best val score.
+
+    Of equals the published setting, if it is among them, else the first, which is the most regularised.
+
+    Args:
+        scores: of the points in their order.
+        published: index of the point that says what is published, if there is one.
+    """
+    best = [i for i, score in enumerate(scores) if score >= max(scores) - _SAME]
+    return published if published in best else best[0]
+
+
+def published_point(points: Sequence[Mapping[str, str]], values: Mapping[str, object]) -> int | None:
+    """Which point says the same as settings that were resolved without it.
+
+    Args:
+        points: as tried.
+        values: key -> value of the settings.
+    """
+    for i, point in enumerate(points):
+        if all(_same(values.get(key), said) for key, said in point.items()):
+            return i
+    return None
+
+
+def _same(value: object, said: str) -> bool:
+    try:
+        return float(str(value)) == float(said)
+    except ValueError:
+        return str(value) == said

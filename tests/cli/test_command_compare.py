@@ -1,0 +1,181 @@
+"""softcpt compare: what is said, what is written, and what is refused."""
+
+import json
+import re
+import shutil
+
+import pytest
+
+from softcpt.app.cli import compare as command
+from softcpt.compare import published
+from softcpt.compare.presets import PUBLISHED, ablation_rows, published_rows
+from softcpt.compare.run import Request
+from softcpt.core.errors import ConfigError
+from softcpt.engine.config import keys_of
+from softcpt.methods.registry import get_method
+
+FAST = ("epochs=1", "views=1", "--jobs", "1")
+
+
+@pytest.fixture
+def compare(softcpt, world):
+    def run(output, *more, suites=None):
+        where = [*(suites or [world.suite]), "--backbone", world.backbone, "--output", output]
+        return softcpt("compare", *where, *FAST, *more)
+
+    return run
+
+
+def test_a_table_a_page_and_files_come_out(compare, tmp_path):
+    out = tmp_path / "out"
+    ended = compare(out, "--methods", "zero-shot,coop-ca,softcpt-nata", "--shots", "1,2", "--seeds", "1,2")
+    assert ended.code == 0, ended.err
+    assert ended.out == (out / "table.md").read_text()
+    assert "| Method | Parameters | Training (s) | 1 | 2 | Average |" in ended.out
+    assert "## Does sharing help me?" in ended.out
+    assert re.search(r"10 cells to run, 0 there already.*about \d+\.\d\d core-hours", ended.err)
+    assert json.loads((out / "results.json").read_text())["seeds"] == [1, 2]
+    assert (out / "results.csv").read_text().startswith("suite,method,row,")
+    page = (out / "report.html").read_text()
+    assert page.startswith("<!DOCTYPE html>")
+    assert "Does sharing help me?" in page
+    assert not re.search(r'(?:src|href)="(?!#|data:)', page)
+    drawn = {path.name for path in (out / "figures").iterdir()}
+    assert {name.partition("-")[0] for name in drawn} == {"accuracy", "gains", "parameters", "time"}
+    for path in (out / "figures").iterdir():
+        assert path.read_text().startswith("<svg ")
+        assert "var(--" not in path.read_text()
+
+    again = compare(out, "--methods", "zero-shot,coop-ca,softcpt-nata", "--shots", "1,2", "--seeds", "1,2")
+    assert again.out == ended.out
+    assert "0 cells to run, 10 there already" in again.err
+
+
+def test_a_dry_run_says_what_it_would_take_and_trains_nothing(compare, tmp_path):
+    ended = compare(tmp_path / "out", "--dry-run", "--methods", "coop-mt", "--shots", "1", "--seeds", "1")
+    assert ended.code == 0
+    assert ended.out == ""
+    assert "core-hours" in ended.err
+    assert not (tmp_path / "out" / "cells").exists()
+
+
+def test_a_quick_look_is_small_and_says_so(compare, tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "DEFAULT_METHODS", "zero-shot,coop-mt")
+    ended = compare(tmp_path / "out", "--quick", "--quiet")
+    assert ended.code == 0, ended.err
+    assert "not for conclusions" in ended.out
+    assert "| Method | Parameters | Training (s) | 4 |" in ended.out
+    assert ended.err == ""
+    content = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert content["settings"] == {"epochs": "1", "views": "1"}  # what is given wins
+    assert (content["seeds"], content["shots"]) == ([1], [4])
+
+
+def test_rows_with_settings_and_tuned_rows(compare, tmp_path, monkeypatch):
+    from softcpt.compare import tune
+
+    monkeypatch.setitem(tune.GRIDS, "coop-mt", tune.Grid({"lr": ("0.002", "0.2")}))
+    rows = "coop-mt,coop-mt:context_length=4"
+    ended = compare(tmp_path / "out", "--methods", rows, "--shots", "4", "--seeds", "1", "--tune")
+    assert ended.code == 0, ended.err
+    labels = re.findall(r"^\| (CoOp-MT[^|]*) \|", ended.out, re.MULTILINE)
+    assert labels[:4] == [
+        "CoOp-MT",
+        "CoOp-MT, tuned on val",
+        "CoOp-MT, context_length=4",
+        "CoOp-MT, context_length=4, tuned on val",
+    ]
+
+
+def test_all_faults_of_a_command_line_are_told(compare, tmp_path):
+    ended = compare(tmp_path / "out", "epoch=3", "--shots", "0", suites=[tmp_path / "nowhere"])
+    assert ended.code == 2
+    assert "nowhere" in ended.err
+    assert "--shots" in ended.err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--methods", "coop-xx"), "did you mean"),
+        (("--shots", "one"), "no list of numbers"),
+        (("--methods", "coop-mt:lr"), "is not key=value"),
+        (("epoch=3",), "no method of this comparison has such an option"),
+        (("split_seed=3",), "every seed draws its own split"),
+        (("shots=3",), "is an option of the comparison"),
+        (("--preset", "ablation", "--methods", "coop-mt"), "has its own rows"),
+        (("--preset", "published-table"), "no suite of this name was published"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_is_refused_with_a_reason(compare, tmp_path, words, said):
+    ended = compare(tmp_path / "out", *words)
+    assert ended.code == 2
+    assert said in ended.err
+
+
+def test_ray_that_is_not_there_is_named(compare, tmp_path, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "ray", None)
+    ended = compare(tmp_path / "out", "--ray", "--methods", "coop-mt")
+    assert ended.code == 2
+    assert "softcpt[ray]" in ended.err
+
+
+def test_our_table_stands_beside_the_published_one(compare, own_suite, tmp_path, monkeypatch):
+    (own_suite / "suite.yaml").write_text("name: fashion_20\n")
+    monkeypatch.setattr(
+        "softcpt.compare.presets.PUBLISHED", {k: PUBLISHED[k] for k in ("zero-shot", "coop-ca")}
+    )
+    ended = compare(
+        tmp_path / "out", "--preset", "published-table", "--shots", "1", "--seeds", "1", suites=[own_suite]
+    )
+    assert ended.code == 0, ended.err
+    beside = ended.out.partition("## fashion_20 beside the published table")[2]
+    row = re.search(r"^\| CoOp-CA \| ([^|]*) \| ([^|]*) \| ([^|]*) \|$", beside, re.MULTILINE)
+    assert row[1] == "2,048 / 163,840"
+    assert re.fullmatch(r"\d+\.\d / 50\.50 ± 0\.63", row[2])
+    assert row[3].endswith(" / 59.95 ± 1.11")
+    assert re.search(r"^\| ZS-CLIP \| [^|]* \| – \| \d+\.\d / 45\.49 \|$", beside, re.MULTILINE)  # noqa: RUF001
+    assert re.search(r"^\| PLOT \| – / 655,360 \| – / 52\.46 ± 0\.81 \|", beside, re.MULTILINE)  # noqa: RUF001
+    assert "beside the published table" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_published_averages_are_those_of_their_columns():
+    for suite in published.published_figures()["suites"].values():
+        for name, figures in suite["methods"].items():
+            if name != "ZS-CLIP":
+                mean = sum(figures[s][0] for s in ("1", "2", "4", "8", "16")) / 5
+                assert abs(mean - figures["average"][0]) < 0.011, name
+
+
+def test_presets_have_rows_that_can_be_run():
+    for row in (*ablation_rows(), *published_rows()):
+        assert {key for key, _ in row.settings} <= set(keys_of(get_method(row.method)))
+    labels = [row.label for row in ablation_rows()]
+    assert len(set(labels)) == len(labels)
+    assert {"SoftCPT-NATA", "context of 4", "name in front", "task names", "each task alone"} <= set(labels)
+
+
+def test_published_suites_are_found_however_they_are_spelt():
+    assert published.published_suite("general-10") == "General-10"
+    assert published.published_suite("RS 8") == "RS-8"
+    assert published.published_suite("aerial") is None
+
+
+def test_a_request_without_methods_is_refused():
+    with pytest.raises(ConfigError, match="names no method"):
+        Request([], [1], [1]).check()
+
+
+def test_ctrl_c_says_that_it_can_go_on(compare, tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("softcpt.compare.executor.do", interrupt)
+    ended = compare(tmp_path / "out", "--methods", "coop-mt")
+    assert ended.code == 130
+    assert "the same command goes on from there" in ended.err
+    shutil.rmtree(tmp_path / "out")

@@ -1,0 +1,220 @@
+"""A comparison goes on where it was stopped, and one cell again is the same cell."""
+
+import json
+import os
+import signal
+from dataclasses import replace
+
+import pytest
+
+import softcpt
+from softcpt.compare import executor, work
+from softcpt.compare.executor import Failure, Processes
+from softcpt.compare.rows import Row
+from softcpt.compare.run import Stopped
+from softcpt.compare.write import write_results
+from softcpt.core.errors import ConfigError, Fault, RunError
+
+WHOLE = ("results.json", "results.csv", "table.md")
+
+
+def cells(folder):
+    return {path.name: path.read_bytes() for path in (folder / "cells").glob("*.json")}
+
+
+def timeless(results):
+    """Everything but how long it took."""
+    return {place: {**cell, "seconds": 0, "train_s": 0} for place, cell in results.found.items()}
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """What was done, in order."""
+    done = []
+
+    def do(job):
+        done.append((job.what, job.label))
+        return work.do(job)
+
+    monkeypatch.setattr(executor, "do", do)
+    return done
+
+
+def test_more_seeds_run_only_those(run, tmp_path, counted):
+    run(tmp_path, "coop-mt", seeds=(1,))
+    before = cells(tmp_path)
+    del counted[:]
+    results = run(tmp_path, "coop-mt", seeds=(1, 2))
+    assert [label[-6:] for what, label in counted if what == "cell"] == ["seed 2"]
+    assert before.items() <= cells(tmp_path).items()
+    assert len(results.found) == 2
+    del counted[:]
+    run(tmp_path, "coop-mt", seeds=(1, 2))
+    assert counted == []
+
+
+def test_a_damaged_cell_is_noticed_and_computed_again_to_the_same_figures(run, tmp_path, counted, caplog):
+    first = run(tmp_path, "coop-mt", seeds=(1, 2))
+    one, other = sorted((tmp_path / "cells").glob("*.json"))
+    one.write_bytes(one.read_bytes()[:-100])
+    other.write_text(other.read_text().replace('"n_train": ', '"n_train": 1', 1))
+    del counted[:]
+    again = run(tmp_path, "coop-mt", seeds=(1, 2))
+    assert sum(what == "cell" for what, _ in counted) == 2
+    assert timeless(again) == timeless(first)
+    assert "computed again" in caplog.text
+
+
+def test_a_cell_under_another_cells_name_is_not_taken(run, tmp_path, counted):
+    run(tmp_path, "coop-mt", seeds=(1, 2))
+    one, other = sorted((tmp_path / "cells").glob("*.json"))
+    one.write_bytes(other.read_bytes())
+    del counted[:]
+    run(tmp_path, "coop-mt", seeds=(1, 2))
+    assert sum(what == "cell" for what, _ in counted) == 1
+
+
+def test_one_cell_by_the_ordinary_commands_reproduces_its_figure(run, tmp_path, world):
+    results = run(tmp_path / "out", "softcpt-nata", seeds=(7,))
+    [cell] = results.found.values()
+    trained = softcpt.train(world.loaded, world.backbone, tmp_path / "run", overrides=cell["settings"])
+    found = softcpt.evaluate(trained, backbone=world.backbone)
+    assert found.score == sum(task["score"] for task in cell["tasks"]) / len(cell["tasks"])
+    for task, kept in zip(found.tasks, cell["tasks"], strict=True):
+        own = [scored for scored in found.predictions if scored.task == task.name]
+        assert kept["right"] == "".join("01"[s.predicted == s.label] for s in own)
+        assert [world.loaded.records[i].relative for i in kept["images"]] == [s.image for s in own]
+
+
+def test_several_processes_give_the_same_cells_as_one(run, tmp_path):
+    one = run(tmp_path / "one", "zero-shot,coop-mt", seeds=(1, 2), jobs=1)
+    two = run(tmp_path / "two", "zero-shot,coop-mt", seeds=(1, 2), jobs=2)
+    assert timeless(one) == timeless(two)
+
+
+def test_image_features_are_there_before_the_cells(run, tmp_path, counted, monkeypatch):
+    encoded = []
+    real = work.ImageFeatures._compute
+
+    def compute(self, missing, *more):
+        encoded.append((counted[-1][0], len(missing)))
+        return real(self, missing, *more)
+
+    monkeypatch.setattr("softcpt.engine.features.ImageFeatures._compute", compute)
+    run(tmp_path, "zero-shot,coop-mt", shots=(1, 2), seeds=(1, 2))
+    assert {what for what, _ in encoded} == {"features"}
+
+
+def test_a_failing_cell_does_not_stop_the_others(run, tmp_path, monkeypatch):
+    def do(job):
+        if job.what == "cell" and "CoOp-MT" in job.label:
+            raise RunError(Fault("all tasks, epoch 1", "the loss is nan"), about="the training")
+        return work.do(job)
+
+    monkeypatch.setattr(executor, "do", do)
+    told = []
+    results = run(tmp_path, "zero-shot,coop-mt", seeds=(1,), on_failure=lambda label, why: told.append(label))
+    assert len(results.found) == 1
+    [(label, why)] = results.failed.items()
+    assert "the loss is nan" in why
+    assert told == [label]
+    write_results(tmp_path, results)
+    assert "## Failed" in (tmp_path / "table.md").read_text()
+    monkeypatch.setattr(executor, "do", work.do)
+    assert not run(tmp_path, "zero-shot,coop-mt", seeds=(1,)).failed
+
+
+def test_all_faults_are_told_before_anything_is_trained(run, tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        run(tmp_path / "out", shots=(0,), seeds=(1, 1), settings={"epoch": "3"}, threads=0)
+    assert {fault.where for fault in caught.value.faults} >= {"--shots", "--seeds", "--threads"}
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_comparisons_cannot_write_to_one_folder(run, tmp_path):
+    def meanwhile(_):
+        with pytest.raises(RunError, match="another comparison"):
+            run(tmp_path, "coop-mt", seeds=(1,))
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        run(tmp_path, "coop-mt", seeds=(1,), on_estimate=meanwhile)
+
+
+def test_a_folder_with_other_things_is_left_alone(run, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(RunError, match="not a comparison's"):
+        run(tmp_path, "coop-mt")
+
+
+def test_the_estimate_counts_what_is_left(run, tmp_path):
+    told = []
+    run(tmp_path, "zero-shot,coop-mt", seeds=(1,), on_estimate=told.append)
+    run(tmp_path, "zero-shot,coop-mt", seeds=(1, 2), on_estimate=told.append)
+    run(tmp_path, "zero-shot,coop-mt", seeds=(1, 2), on_estimate=told.append)
+    assert [(e.cells, e.found) for e in told] == [(2, 0), (2, 2), (0, 4)]
+    assert told[0].core_hours > told[2].core_hours == 0
+    assert told[0].views > 0 == told[2].views
+
+
+def test_groups_of_tasks_are_trained_apart_and_scored_together(run, tmp_path, world):
+    rows = [Row("coop-mt"), Row("coop-mt", together=1), Row("coop-mt", together=2)]
+    results = run(tmp_path, rows=rows, seeds=(1,))
+    name = world.loaded.name
+    whole, alone, both = [results.cell(name, row, 1, 1) for row in rows]
+    assert [task["name"] for task in alone["tasks"]] == [task.name for task in world.loaded.tasks]
+    assert [task["images"] for task in alone["tasks"]] == [task["images"] for task in whole["tasks"]]
+    assert alone["n_learned"] == 2 * whole["n_learned"]
+    assert [task["right"] for task in both["tasks"]] == [task["right"] for task in whole["tasks"]]
+
+
+def test_a_suite_that_changed_meanwhile_is_refused(world):
+    job = work.Job(
+        "cell", "k", "a cell", str(world.suite), "0" * 64, str(world.weights), "w", 1, "cpu", "/nowhere"
+    )
+    found = executor.attempt(job)
+    assert isinstance(found, Failure)
+    assert "is not what it was" in found.faults[0].what
+
+
+def test_a_killed_process_is_replaced_and_its_job_done_by_another(world, tmp_path):
+    pool = Processes(1, threads=1)
+    jobs = [
+        work.Job(
+            "cost", str(n), f"job {n}", str(world.suite), "0" * 64, str(world.weights), "w", 1, "cpu", ""
+        )
+        for n in range(2)
+    ]
+    try:
+        results = pool.each(jobs)
+        job, outcome = next(results)
+        first = pool._workers[0].process
+        os.kill(first.pid, signal.SIGKILL)
+        first.join()
+        rest = list(results)
+        assert [job.key, *(job.key for job, _ in rest)] == ["0", "1"]
+        assert all(isinstance(found, Failure) for found in (outcome, *(o for _, o in rest)))
+        assert pool._workers[0].process.pid != first.pid
+    finally:
+        pool.close()
+
+
+def test_files_hold_fractions_and_can_be_read_by_programs(run, tmp_path):
+    results = run(tmp_path, "zero-shot,coop-ca,softcpt-nata", shots=(1, 2), seeds=(1, 2))
+    write_results(tmp_path, results)
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert len(content["cells"]) == 12
+    assert all(0 <= score["mean"] <= 1 for score in content["scores"])
+    assert content["reference"] == "CoOp-CA"
+    assert {d["row"] for d in content["differences"]} == {"Zero-shot CLIP", "SoftCPT-NATA"}
+    assert all(d["over"] == "images" for d in content["differences"])  # two seeds say nothing of seeds
+    lines = (tmp_path / "results.csv").read_text().splitlines()
+    assert len(lines) == 1 + 12 * 2
+    table = (tmp_path / "table.md").read_text()
+    assert "| Method | Parameters | Training (s) | 1 | 2 | Average |" in table
+    assert "**" in table
+    assert "<u>" in table
+    assert "fewer than 5" in table
+    first = {name: (tmp_path / name).read_bytes() for name in WHOLE}
+    write_results(tmp_path, replace(results))
+    assert {name: (tmp_path / name).read_bytes() for name in WHOLE} == first

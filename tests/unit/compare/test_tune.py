@@ -1,0 +1,134 @@
+"""Choosing on val: the same budget for all, published settings win ties, and no look at a test image."""
+
+import json
+import shutil
+
+import pytest
+
+from softcpt.compare import tune, work
+from softcpt.compare.tune import BUDGET, GRIDS, NOTHING, Grid, choose, grid_of, points_of, published_point
+from softcpt.core.errors import SuiteError
+from softcpt.engine.config import resolve
+from softcpt.engine.feature_cache import FeatureCache
+from softcpt.engine.prepare import plan_run
+from softcpt.methods.registry import list_methods
+
+TWO = Grid({"lr": ("0.002", "0.2")})
+
+
+@pytest.fixture
+def two_rates(monkeypatch):
+    monkeypatch.setitem(GRIDS, "coop-mt", TWO)
+
+
+@pytest.mark.parametrize("method", [method.key for method in list_methods()])
+def test_every_point_of_every_method_can_be_run(method):
+    points = grid_of(method).points()
+    assert 1 <= len(points) <= BUDGET
+    for point in points:
+        resolve({"method": method, **point})
+
+
+def test_a_grid_beyond_the_budget_cannot_be_declared():
+    with pytest.raises(ValueError, match="16 trainings"):
+        Grid({"lr": ("1", "2", "3", "4"), "views": ("1", "2", "3", "4")})
+
+
+def test_the_best_on_val_is_chosen():
+    assert choose([0.5, 0.7, 0.6], published=0) == 1
+
+
+def test_of_equals_the_published_setting_is_chosen_else_the_most_regularised():
+    assert choose([0.5, 0.7, 0.7], published=2) == 2
+    assert choose([0.5, 0.7, 0.7], published=0) == 1
+    assert choose([0.7, 0.7, 0.7], published=None) == 0
+
+
+def test_the_published_point_is_found_by_value():
+    points = TWO.points()
+    assert published_point(points, {"lr": 0.002, "views": 16}) == 0
+    assert published_point(points, {"lr": 2e-1}) == 1
+    assert published_point(points, {"lr": 0.5}) is None
+
+
+def test_what_is_given_is_not_tuned():
+    assert points_of("coop-mt", {"lr": "0.01"}) == [{}]
+
+
+def test_methods_that_are_not_listed_have_their_rate_chosen(monkeypatch):
+    monkeypatch.delitem(GRIDS, "coop-mt")
+    monkeypatch.delitem(GRIDS, "zero-shot")
+    assert grid_of("coop-mt") is tune.RATES
+    assert grid_of("zero-shot") is NOTHING
+
+
+def test_rows_as_published_and_as_tuned_stand_side_by_side(run, tmp_path, two_rates):
+    results = run(tmp_path / "out", methods="zero-shot,coop-mt", shots=(1, 4), seeds=(1,), tune=True)
+    assert [row.label for row in results.rows] == [
+        "Zero-shot CLIP",
+        "CoOp-MT",
+        "CoOp-MT, tuned on val",
+        "CoOp-MT, tuned at 4 shots",
+    ]
+    published, tuned, at_four = results.rows[1:]
+    name = results.suites[0].name
+    for shots, source, row in ((1, 1, tuned), (4, 4, tuned), (1, 4, at_four), (4, 4, at_four)):
+        trials = {}
+        for folder in ("cells", "trials"):
+            for file in (tmp_path / "out" / folder).glob("*.json"):
+                content = json.loads(file.read_text())
+                settings = content["identity"]["settings"]
+                if settings["method"] == "coop-mt" and settings["shots"] == source:
+                    trials[settings["lr"]] = content["val_score"]
+        assert set(trials) >= {0.002, 0.2}
+        best = 0.002 if trials[0.002] >= trials[0.2] else 0.2
+        assert float(results.cell(name, row, shots, 1)["identity"]["settings"]["lr"]) == best
+        assert results.cell(name, published, shots, 1)["identity"]["settings"]["lr"] == 0.002
+
+
+def test_trials_encode_no_test_image_and_evaluate_nothing(run, tmp_path, two_rates, world, monkeypatch):
+    """Features of a trial are asked for by digest: none is a test image's, and only cells are evaluated."""
+    out = tmp_path / "out"
+    run(out, methods="coop-mt", shots=(4,), seeds=(1,))  # features and the published row are there now
+    asked, evaluated, during = set(), [], []
+    real_get, real_do, real_evaluate = FeatureCache.get, work.do, work.evaluate
+
+    def get(self, encoder, keys):
+        if during and during[-1] == "trial":
+            asked.update(digest for digest, _ in keys)
+        return real_get(self, encoder, keys)
+
+    def do(job):
+        during.append(job.what)
+        try:
+            return real_do(job)
+        finally:
+            during.append("")
+
+    def evaluate(run_, **more):
+        evaluated.append(during[-1])
+        return real_evaluate(run_, **more)
+
+    monkeypatch.setattr(FeatureCache, "get", get)
+    monkeypatch.setattr("softcpt.compare.executor.do", do)
+    monkeypatch.setattr(work, "evaluate", evaluate)
+    run(out, methods="coop-mt", shots=(4,), seeds=(1,), tune=True)
+    assert during.count("trial") == 1  # the published rate was trained as a cell already
+    assert asked
+    settings = resolve({"method": "coop-mt", "shots": 4, "seed": 1, "split_seed": 1})
+    test = {record.digest for record in plan_run(world.loaded, settings).samples.test}
+    assert not asked & test
+    assert "trial" not in evaluated
+    assert evaluated.count("cell") == during.count("cell") <= 1
+
+
+def test_tuning_without_val_images_is_refused(run, tmp_path, world, two_rates):
+    shutil.copytree(world.suite, tmp_path / "images")
+    lines = ["image,task,class,split"]
+    for i, record in enumerate(world.loaded.records):
+        task = world.loaded.tasks[record.task]
+        part = "test" if i % 2 else "train"
+        lines.append(f"images/{record.relative},{task.name},{task.classes[record.label]},{part}")
+    (tmp_path / "given.csv").write_text("\n".join(lines) + "\n")
+    with pytest.raises(SuiteError, match="no val images to choose settings by"):
+        run(tmp_path / "out", "coop-mt", seeds=(1,), tune=True, suites=[tmp_path / "given.csv"])
