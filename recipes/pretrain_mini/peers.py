@@ -1,4 +1,4 @@
-"""Several processes that take each step together, one on each core: faster than one process on all of them."""
+"""Several processes that take each step together, one on each core: one process on all cores is slower."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Peers:
         gradients = [p.grad for p in parameters if p.grad is not None]
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         dist.all_reduce(flat)
-        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        for gradient, part in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
             gradient.copy_(part.view_as(gradient))
 
     def agree(self, value: float, *, stop: bool) -> tuple[float, bool]:

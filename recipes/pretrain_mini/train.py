@@ -282,7 +282,7 @@ def main() -> None:
     if args.processes == 1:
         _work(0, args, port)
     else:
-        mp.spawn(_work, (args, port), args.processes)  # type: ignore[no-untyped-call]
+        mp.spawn(_work, (args, port), args.processes)  # type: ignore[attr-defined, no-untyped-call]
 
 
 def _work(rank: int, args: argparse.Namespace, port: int) -> None:
