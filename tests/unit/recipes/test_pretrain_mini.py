@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import socket
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from recipes.pretrain_mini.labels import LabelHead, frequent_labels
 from recipes.pretrain_mini.leaks import difference_hash, find_pairs
 from recipes.pretrain_mini.losses import contrastive_loss, true_pairs
 from recipes.pretrain_mini.model import model_config
+from recipes.pretrain_mini.peers import Peers
 from recipes.pretrain_mini.train import Run, Settings, draw_blanks, draw_captioned, rate_at, train
 from recipes.pretrain_mini.vocabulary import cut_vocabulary, words_of
 from softcpt.clip.backbone import load_backbone
@@ -273,9 +275,38 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(material: Material, tmp_
     assert again.train_step(batches[2]) == pytest.approx(losses[2], rel=1e-5)
 
 
+def _one_of_two(rank: int, port: int, rows: torch.Tensor, folder: Path) -> None:
+    """A process of the test below: a toy loss of the whole batch, from half of it."""
+    torch.set_num_threads(1)
+    peers, weight = Peers(rank, 2, port), torch.nn.Parameter(torch.arange(6.0).view(3, 2))
+    own = rows[3 * rank : 3 * rank + 3]
+    everything = peers.gather(own @ weight)
+    everything.square().sum().exp().log().backward()
+    peers.sum_gradients([weight])
+    sets = peers.gather_sets([{f"row {rank}", "ä"}])
+    agreed = peers.agree(float(7 + rank), stop=rank == 1)
+    torch.save([everything.detach(), weight.grad, [sorted(s) for s in sets], agreed], folder / f"{rank}.pt")
+
+
+def test_two_processes_make_the_gradient_of_the_whole_batch(tmp_path: Path) -> None:
+    rows = 0.1 * torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(_one_of_two, (port, rows, tmp_path), 2)
+    weight = torch.nn.Parameter(torch.arange(6.0).view(3, 2))
+    (rows @ weight).square().sum().exp().log().backward()
+    for rank in (0, 1):
+        made, gradient, sets, agreed = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        torch.testing.assert_close(made, rows @ weight.detach())
+        torch.testing.assert_close(gradient, weight.grad)
+        assert sets == [["row 0", "ä"], ["row 1", "ä"]]
+        assert agreed == (7.0, True)
+
+
 def test_a_few_steps_export_a_backbone_that_both_libraries_read(material: Material, tmp_path: Path) -> None:
     run = small_run()
-    train(run, Batches(material, size=16, seed=0), tmp_path, save_every_s=60, threads=1, steps=3)
+    train(run, Batches(material, size=16, seed=0), tmp_path, save_every_s=60, steps=3, peers=Peers())
     folder = tmp_path / "mini"
     export(Run.load(tmp_path / "last.pt"), folder, PROMPTS, logit_scale=50.0)
     facts = dict(
