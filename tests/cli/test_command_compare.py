@@ -8,7 +8,7 @@ import pytest
 
 from softcpt.app.cli import compare as command
 from softcpt.compare import published
-from softcpt.compare.presets import PUBLISHED, ablation_rows, published_rows
+from softcpt.compare.presets import PUBLISHED, ablation_rows, control_rows, published_rows
 from softcpt.compare.run import Request
 from softcpt.core.errors import ConfigError
 from softcpt.engine.config import keys_of
@@ -152,8 +152,10 @@ def test_published_averages_are_those_of_their_columns():
 
 
 def test_presets_have_rows_that_can_be_run():
-    for row in (*ablation_rows(), *published_rows()):
+    for row in (*ablation_rows(), *control_rows(), *published_rows()):
         assert {key for key, _ in row.settings} <= set(keys_of(get_method(row.method)))
+    controls = [row.label for row in control_rows()]
+    assert len(set(controls)) == len(set(control_rows())) == len(controls)
     labels = [row.label for row in ablation_rows()]
     assert len(set(labels)) == len(labels)
     assert {"SoftCPT-NATA", "context of 4", "name in front", "task names", "each task alone"} <= set(labels)

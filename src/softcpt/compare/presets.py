@@ -1,4 +1,4 @@
-"""Comparisons known by name: the paper's ablations, and its main table beside the published figures."""
+"""Comparisons known by name: the paper's ablations, controls, and its main table beside the published one."""
 
 from __future__ import annotations
 
@@ -54,6 +54,54 @@ def ablation_rows() -> list[Row]:
     return [*rows, *together]
 
 
+CONTROL_FACTORS = ("1", "3", "10", "30", "100")
+"""Of the published rate, for every method of the controls."""
+
+
+def control_rows() -> list[Row]:
+    """What a gain of SoftCPT could come from instead of sharing (docs/beyond-the-paper.md)."""
+    rates = [
+        ("softcpt-nata", "SoftCPT-NATA"),
+        ("softcpt-nata-separate", "SoftCPT-NATA, each task alone"),
+        ("coop-mt", "CoOp-MT"),
+        ("coop-ca-joint", "CoOp-CA, joint"),
+        ("coop-ca", "CoOp-CA, each task alone"),
+    ]
+    asked: list[tuple[str, str, dict[str, str]]] = [
+        (f"{name}, rate x{factor}" if factor != "1" else name, method, {"lr_factor": factor})
+        for method, name in rates
+        for factor in CONTROL_FACTORS
+    ]
+    asked += [
+        ("CoOp-CA, joint, at SoftCPT's |z|^2", "coop-ca-joint", {"lr_factor": "task-norms"}),
+        ("CoOp-CA, joint, at K's top eigenvalue", "coop-ca-joint", {"lr_factor": "top-eigenvalue"}),
+        ("CoOp-CA, alone, as many steps as joint", "coop-ca", {"joint_steps": "true"}),
+        ("CoOp-CA, joint, start x10", "coop-ca-joint", {"init_scale": "10"}),
+        ("SoftCPT-NATA, start x0.1", "softcpt-nata", {"init_scale": "0.1"}),
+        ("SoftCPT-dual", "softcpt-dual", {"kernel": "published"}),
+        ("SoftCPT-dual, K's diagonal", "softcpt-dual", {"kernel": "diagonal"}),
+        ("SoftCPT-dual, K's top eigenvalue", "softcpt-dual", {"kernel": "diagonal-top"}),
+        *(
+            (f"SoftCPT-NATA, {text} task texts", "softcpt-nata", {"task_text": key})
+            for text, key in _OTHER_TEXTS
+        ),
+        ("SoftCPT-NATA, published repeated steps", "softcpt-nata", {"repeated_steps": "published"}),
+    ]
+    # A factor of 1 is the row itself.
+    return [
+        Row(method, tuple((k, v) for k, v in sorted(keys.items()) if (k, v) != ("lr_factor", "1")), name=name)
+        for name, method, keys in asked
+    ]
+
+
+_OTHER_TEXTS = (
+    ("other tasks'", "shuffled"),
+    ("equal", "identical"),
+    ("random words as", "words"),
+    ("random vectors as", "vectors"),
+)
+
+
 def _takes(method: str, key: str, value: str) -> bool:
     entry = get_method(method)
     if key not in keys_of(entry):
@@ -104,5 +152,6 @@ def published_rows() -> list[Row]:
 
 PRESETS = {
     "ablation": Preset(ablation_rows, "4"),
+    "controls": Preset(control_rows, "4"),
     PUBLISHED_TABLE: Preset(published_rows, "1,2,4,8,16"),
 }

@@ -181,7 +181,7 @@ def _trained(job: Job, suite: Suite, backbone: Backbone) -> dict[str, Any]:
     result = {
         "val_score": None if any(v is None for v, _ in vals) else sum(v * n for v, n in vals) / n_tasks,
         "train_s": round(sum(run.result["seconds"] for run in runs), 3),
-        "n_learned": sum(run.result["n_learned"] for run in runs),
+        "n_learned": sum(run.result["n_parameters"] for run in runs),
         "n_train": sum(run.result["n_train"] for run in runs),
     }
     return result | ({"tasks": tasks, "notes": notes} if job.what == "cell" else {})

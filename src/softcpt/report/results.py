@@ -162,7 +162,7 @@ def result_row(run: Run, evaluation: Evaluation) -> Row:
         seed=evaluation.seed,
         score=evaluation.score,
         tasks={task.name: task.score for task in evaluation.tasks},
-        n_learned=run.result["n_learned"],
+        n_learned=run.result["n_parameters"],
         seconds=run.result["seconds"],
         predictions=evaluation.predictions,
     )

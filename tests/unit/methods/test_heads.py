@@ -156,6 +156,7 @@ def test_only_what_was_learned_counts_as_parameters(problem, supports, named):
         "zs-lp": sum(classes) * dim,
         "clap": sum(classes) * dim,
         "taskres": sum(classes) * dim,
+        "ridge": sum(classes) * dim,
     }
     assert set(wanted) == {method.key for method in FITTED}
     for method in FITTED:
