@@ -49,6 +49,7 @@ def write_card(
         "logit_scale": f"{backbone.logit_scale:.1f}", "digest": backbone.digest,
         "word_size": f"{float(backbone.text.token_embedding.weight.square().mean().sqrt()):.3f}",
         "learned_scale": f"{float(run.model.logit_scale.detach().exp()):.1f}",
+        "share_blanks": round(100 * run.settings.blanks),
         "share_captioned": round(100 * run.settings.captioned),
         "rate": run.settings.rate, "batch_size": run.settings.batch_size, "steps": run.step,
         "images": f"{images:,}", "epochs": f"{images / max(facts['n_photos'], 1):.1f}",

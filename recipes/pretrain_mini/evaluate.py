@@ -12,7 +12,7 @@ import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -30,6 +30,21 @@ from softcpt.engine.features import ImageFeatures
 from softcpt.engine.metrics import task_score
 
 Features = NDArray[np.float32]
+
+
+class Answers(NamedTuple):
+    """Logits [n, C] of the images of one part of a task."""
+
+    task: int
+    records: list[Record]
+    logits: NDArray[np.floating]
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """The images' classes."""
+        return np.array([record.label for record in self.records])
+
+
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2)
 """Of the linear probe, for features whose mean norm is 10."""
 
@@ -54,50 +69,54 @@ class Bench:
         """Raw features of records."""
         return np.stack([self._rows[record.relative] for record in records])
 
-    def zero_shot(self) -> float:
-        """Mean over tasks with the tasks' own templates."""
-        scores = []
+    def zero_shot(self) -> list[Answers]:
+        """With the tasks' own templates."""
+        answers = []
         for k, task in enumerate(self.suite.tasks):
             prompts = [task.template.replace("{}", name) for name in task.classes]
             texts = encode_prompts(self.backbone, prompts)
             images = self.records(self.part, k)
-            scores.append(self._score(k, images, self.features(images) @ texts.numpy().T))
-        return float(np.mean(scores))
+            answers.append(Answers(k, images, self.features(images) @ texts.numpy().T))
+        return answers
 
-    def prototypes(self, shots: int, seed: int) -> float:
+    def prototypes(self, shots: int, seed: int) -> list[Answers]:
         """Nearest class mean by cosine."""
         train = draw_samples(self.suite, self.split, shots=shots, seed=seed).train
-        scores = []
+        answers = []
         for k, task in enumerate(self.suite.tasks):
             of_task = [record for record in train if record.task == k]
             known = _unit(self.features(of_task))
             labels = np.array([record.label for record in of_task])
             means = _unit(np.stack([known[labels == c].mean(0) for c in range(len(task.classes))]))
             images = self.records(self.part, k)
-            scores.append(self._score(k, images, self.features(images) @ means.T))
-        return float(np.mean(scores))
+            answers.append(Answers(k, images, self.features(images) @ means.T))
+        return answers
 
-    def linear_probe(self, shots: int, seed: int) -> float:
+    def linear_probe(self, shots: int, seed: int) -> list[Answers]:
         """Logistic regression on raw features, its strength chosen on the drawn val images."""
         samples = draw_samples(self.suite, self.split, shots=shots, seed=seed)
-        scores = []
+        answers = []
         for k in range(len(self.suite.tasks)):
             train, val = ([r for r in records if r.task == k] for records in (samples.train, samples.val))
             x = self.features(train)
             scale = 10 / np.linalg.norm(x, axis=1).mean()
             fits = [_fit(scale * x, [r.label for r in train], strength) for strength in STRENGTHS]
-            on_val = [self._score(k, val, fit.decision_function(scale * self.features(val))) for fit in fits]
+            on_val = [
+                self.score([Answers(k, val, _decisions(fit, scale * self.features(val)))]) for fit in fits
+            ]
             images = self.records(self.part, k)
             best = fits[int(np.argmax(on_val))]
-            scores.append(self._score(k, images, best.decision_function(scale * self.features(images))))
-        return float(np.mean(scores))
+            answers.append(Answers(k, images, _decisions(best, scale * self.features(images))))
+        return answers
 
-    def _score(self, task: int, records: Sequence[Record], logits: NDArray[np.floating]) -> float:
-        labels = np.array([record.label for record in records])
-        if logits.ndim == 1:  # two classes
-            logits = np.stack([-logits, logits], 1)
-        metric, n_classes = self.suite.tasks[task].metric, len(self.suite.tasks[task].classes)
-        return task_score(metric, labels, logits.argmax(1), n_classes)
+    def score(self, answers: Sequence[Answers]) -> float:
+        """Mean over tasks of their own metrics."""
+        scores = []
+        for task, records, logits in answers:
+            labels = np.array([record.label for record in records])
+            metric, n_classes = self.suite.tasks[task].metric, len(self.suite.tasks[task].classes)
+            scores.append(task_score(metric, labels, logits.argmax(1), n_classes))
+        return float(np.mean(scores))
 
 
 @torch.no_grad()
@@ -121,6 +140,11 @@ def _fit(x: Features, labels: Sequence[int], strength: float) -> LogisticRegress
         return LogisticRegression(C=strength, max_iter=300).fit(x, labels)
 
 
+def _decisions(fit: LogisticRegression, x: Features) -> NDArray[np.floating]:
+    logits: NDArray[np.floating] = fit.decision_function(x)
+    return np.stack([-logits, logits], 1) if logits.ndim == 1 else logits  # one column for two classes
+
+
 def evaluate(
     backbone: Backbone, suites: Sequence[Suite], *, part: Literal["val", "test"], seeds: Sequence[int]
 ) -> dict[str, dict[str, float]]:
@@ -128,10 +152,11 @@ def evaluate(
     table = {}
     for suite in suites:
         bench = Bench(backbone, suite, part)
-        table[suite.name] = {"zero-shot": bench.zero_shot()}
+        table[suite.name] = {"zero-shot": bench.score(bench.zero_shot())}
         for shots in (4, 16):
             for name, score in (("prototypes", bench.prototypes), ("linear probe", bench.linear_probe)):
-                table[suite.name][f"{name} {shots}"] = float(np.mean([score(shots, seed) for seed in seeds]))
+                scores = [bench.score(score(shots, seed)) for seed in seeds]
+                table[suite.name][f"{name} {shots}"] = float(np.mean(scores))
     table["mean"] = {
         key: float(np.mean([row[key] for row in table.values()])) for key in next(iter(table.values()))
     }
