@@ -55,10 +55,10 @@ class Plan:
     seed: int = 0
     shots: tuple[int, ...] = (1, 4)
     seeds: tuple[int, ...] = (1, 2)
-    epochs: int = 15
+    epochs: int = 10
     views: int = 4
     rates: Mapping[str, float] = field(
-        default_factory=lambda: MappingProxyType({"coop-ca": 0.02, "coop-mt": 0.02, "softcpt-nata": 0.02})
+        default_factory=lambda: MappingProxyType({"coop-ca": 0.006, "coop-mt": 0.006, "softcpt-nata": 0.006})
     )
 
 
