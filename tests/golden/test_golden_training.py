@@ -107,6 +107,7 @@ class GivenFeatures:
 
     def __init__(self, backbone, features):
         self.backbone, self.features = backbone, features
+        self.shape = tuple(features.shape[1:])
 
     def views(self, rows, views, on_done=None):
         return self.features[list(rows)]
