@@ -75,7 +75,7 @@ class TaskSupport(Support):
         found = self._features.views(
             [record for record in records for _ in views], [*views] * len(records), on_done
         )
-        return found.view(len(records), len(views), -1)
+        return found.view(len(records), len(views), found.shape[-1])  # a shape without images too
 
 
 def fit_to_support(

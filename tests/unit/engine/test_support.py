@@ -50,6 +50,12 @@ def test_support_holds_the_features_of_a_task_s_samples(toy, of_task):
     assert torch.equal(support.views(0)[:, 0], support.centres)
 
 
+def test_no_val_images_have_a_shape_too(toy, samples):
+    support = TaskSupport([r for r in samples.train if r.task == 0], [], ImageFeatures(toy))
+    assert support.val.shape == (0, toy.embed_dim)
+    assert support.val_labels.shape == (0,)
+
+
 def test_a_mirror_image_is_that_of_the_centre(toy, of_task):
     support, train, _ = of_task(0)
     pixels = torch.stack([centre_pixels(open_image(r.path), toy.pixels).flip(2) for r in train])
