@@ -56,7 +56,7 @@ def test_without_val_images_everything_is_fitted_all_the_same(quick, method):
     assert run.result["n_train"] > 0
 
 
-def test_no_val_images_have_a_shape_too(toy, suite, samples):
+def test_no_val_images_have_a_shape_too(toy, samples):
     support = TaskSupport([r for r in samples.train if r.task == 0], [], ImageFeatures(toy))
     assert support.val.shape == (0, toy.embed_dim)
     assert support.val_labels.shape == (0,)
