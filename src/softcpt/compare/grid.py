@@ -9,6 +9,7 @@ from typing import Any
 
 from softcpt.compare.identity import cell_identity, key_of
 from softcpt.compare.rows import Row, overrides_for, uses_shots
+from softcpt.compare.tune import Grid as Tried
 from softcpt.core.errors import Collector, ConfigError, Fault, nearest
 from softcpt.data.record import Suite
 from softcpt.engine.config import Settings, keys_of, resolve
@@ -133,7 +134,12 @@ class Grid:
             collector.errors.append(ConfigError(faults, about="the options"))
         else:
             for row in self.rows:
-                collector.keep(lambda row=row: self.cell(self.places[0], row, self.shots[0], self.seeds[0]))  # type: ignore[misc]
+                for point in ({}, *Tried(dict(row.tries)).points()) if row.tries else ({},):
+                    collector.keep(
+                        lambda row=row, point=point: self.cell(  # type: ignore[misc]
+                            self.places[0], row, self.shots[0], self.seeds[0], point
+                        )
+                    )
         collector.raise_any()
 
     def cell(

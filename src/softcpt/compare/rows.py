@@ -17,6 +17,9 @@ Tuning = Literal["published", "tuned", "tuned at 4"]
 TUNED_AT_SHOTS = 4
 """Below these shots there are too few val images to choose by."""
 
+ALTERNATIVES = "/"
+"""Between values of which one is chosen on val."""
+
 _SAID = {"published": "", "tuned": "tuned on val", "tuned at 4": f"tuned at {TUNED_AT_SHOTS} shots"}
 
 
@@ -30,6 +33,7 @@ class Row:
         name: how tables call it, where the method's label and settings do not say it well.
         tuning: where other settings come from.
         together: tasks that are trained together, in groups of so many in the suite's order; None for all.
+        tries: keys with the values that are tried on val, in place of what the method's table of tuning says.
     """
 
     method: str
@@ -37,6 +41,7 @@ class Row:
     name: str = ""
     tuning: Tuning = "published"
     together: int | None = None
+    tries: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     @property
     def label(self) -> str:
@@ -46,6 +51,7 @@ class Row:
 
     def _described(self) -> str:
         words = [f"{key}={value}" for key, value in self.settings]
+        words += [f"{key}={ALTERNATIVES.join(values)}" for key, values in self.tries]
         if self.together is not None:
             words.append(f"{self.together} tasks together" if self.together > 1 else "each task alone")
         return ", ".join([get_method(self.method).label, *words])
@@ -63,6 +69,8 @@ def uses_shots(method: Method) -> bool:
 
 def parse_rows(words: Sequence[str]) -> list[Row]:
     """Rows as a command line names them: ``softcpt-nata``, or ``coop-ca:lr=0.02:context_length=4``.
+
+    Of ``lr=0.002/0.02`` one value is chosen on val; without tuning the key keeps its default.
 
     Raises:
         ConfigError: every method there is not, every word that is no setting, every row named twice.
@@ -86,7 +94,12 @@ def parse_rows(words: Sequence[str]) -> list[Row]:
 def _parse_row(word: str) -> Row:
     key, *pairs = word.strip().split(":")
     get_method(key)
-    return Row(key, tuple(sorted(parse_pairs(pairs).items())))
+    given = sorted(parse_pairs(pairs).items())
+    return Row(
+        key,
+        tuple((name, value) for name, value in given if ALTERNATIVES not in value),
+        tries=tuple((n, tuple(v.split(ALTERNATIVES))) for n, v in given if ALTERNATIVES in v),
+    )
 
 
 def overrides_for(row: Row, settings: Mapping[str, str]) -> dict[str, str]:

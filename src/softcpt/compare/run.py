@@ -24,7 +24,7 @@ from softcpt.compare.published import check_names
 from softcpt.compare.results import Results, gather
 from softcpt.compare.rows import TUNED_AT_SHOTS, Row, Tuning
 from softcpt.compare.store import FEATURES, WORK, Kind, Store, open_store
-from softcpt.compare.tune import choose, points_of, published_point
+from softcpt.compare.tune import choose, points_of, published_point, tries_faults
 from softcpt.compare.work import Job, What
 from softcpt.core.errors import Collector, ConfigError, Fault, RunError, SoftCPTError, SuiteError
 from softcpt.core.progress import OnProgress, Progress
@@ -79,7 +79,7 @@ class Request:
     preset: str | None = None
 
     def check(self) -> None:
-        """Refuse numbers that cannot be.
+        """Refuse numbers that cannot be, and choices that cannot be made.
 
         Raises:
             ConfigError: all of them.
@@ -94,6 +94,7 @@ class Request:
                 faults.append(Fault(f"--{name}", f"{value} is too few", "give 1 or more"))
         if not self.rows:
             faults.append(Fault("--methods", "names no method"))
+        faults += tries_faults(self.rows, self.settings, tune=self.tune)
         if faults:
             raise ConfigError(faults, about="the options")
 
@@ -340,7 +341,7 @@ class _Comparison:
 
     def _points_of(self, row: Row) -> list[dict[str, str]]:
         """What is tried of a row: nothing that is given."""
-        return points_of(row.method, {**self.grid.settings, **dict(row.settings)})
+        return points_of(row, self.grid.settings)
 
     def _tunable(self) -> Iterator[Cell]:
         """The cells whose settings are to be chosen, as published."""

@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from math import prod
 
+from softcpt.compare.rows import Row
 from softcpt.core.errors import ConfigError, Fault
 from softcpt.engine.config import keys_of
 from softcpt.methods.registry import get_method
@@ -88,10 +90,48 @@ def grid_of(method: str) -> Grid:
     return GRIDS[method]
 
 
-def points_of(method: str, fixed: Mapping[str, str]) -> list[dict[str, str]]:
-    """What is tried beside settings that are given and stay as they are; one empty point where nothing is."""
-    values = {key: tried for key, tried in grid_of(method).values.items() if key not in fixed}
+def points_of(row: Row, given: Mapping[str, str]) -> list[dict[str, str]]:
+    """What is tried of a row, beside settings that stay as they are; one empty point where nothing is.
+
+    Args:
+        row: its settings stay; what it says to try is tried instead of its method's table.
+        given: for all rows.
+    """
+    if row.tries:
+        return Grid(dict(row.tries)).points()
+    fixed = {*given, *dict(row.settings)}
+    values = {key: tried for key, tried in grid_of(row.method).values.items() if key not in fixed}
     return Grid(values).points()
+
+
+def tries_faults(rows: Sequence[Row], given: Mapping[str, str], *, tune: bool) -> list[Fault]:
+    """Why what rows say to try cannot be tried.
+
+    Args:
+        rows: of the comparison.
+        given: settings of all of them.
+        tune: whether settings are chosen on val at all.
+    """
+    faults: list[Fault] = []
+    for row in rows:
+        values = dict(row.tries)
+        size = prod(len(tried) for tried in values.values())
+        if values and not tune:
+            faults.append(Fault(row.label, "names values to choose from", "add --tune, or give one of each"))
+        if size > BUDGET:
+            what = f"asks for {size} trainings, and a cell may spend {BUDGET}"
+            faults.append(Fault(row.label, what, "name fewer values"))
+        faults += [
+            Fault(f"{row.label}, {key}", "has one value twice", "leave one out")
+            for key, tried in values.items()
+            if len(set(tried)) < len(tried)
+        ]
+        faults += [
+            Fault(f"{row.label}, {key}", "is given for all methods too", "leave one of them out")
+            for key in values
+            if key in given
+        ]
+    return faults
 
 
 def choose(scores: Sequence[float], published: int | None) -> int:

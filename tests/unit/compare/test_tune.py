@@ -6,8 +6,19 @@ import shutil
 import pytest
 
 from softcpt.compare import tune, work
-from softcpt.compare.tune import BUDGET, GRIDS, NOTHING, Grid, choose, grid_of, points_of, published_point
-from softcpt.core.errors import SuiteError
+from softcpt.compare.rows import Row, parse_rows
+from softcpt.compare.tune import (
+    BUDGET,
+    GRIDS,
+    NOTHING,
+    Grid,
+    choose,
+    grid_of,
+    points_of,
+    published_point,
+    tries_faults,
+)
+from softcpt.core.errors import ConfigError, SuiteError
 from softcpt.engine.config import resolve
 from softcpt.engine.feature_cache import FeatureCache
 from softcpt.engine.prepare import plan_run
@@ -52,7 +63,53 @@ def test_the_published_point_is_found_by_value():
 
 
 def test_what_is_given_is_not_tuned():
-    assert points_of("coop-mt", {"lr": "0.01"}) == [{}]
+    assert points_of(Row("coop-mt"), {"lr": "0.01"}) == [{}]
+    assert points_of(Row("coop-mt", (("lr", "0.01"),)), {}) == [{}]
+
+
+def test_a_row_may_say_what_is_tried_instead():
+    [row] = parse_rows(["softcpt-dual:kernel=rho:share=0.2/0.8:lr=0.002/0.02"])
+    assert row.settings == (("kernel", "rho"),)
+    assert row.label == "SoftCPT-dual, kernel=rho, lr=0.002/0.02, share=0.2/0.8"
+    points = points_of(row, {})
+    assert len(points) == 4
+    assert {"share": "0.8", "lr": "0.002"} in points
+
+
+@pytest.mark.parametrize(
+    ("word", "given", "tune", "said"),
+    [
+        ("coop-mt:lr=0.1/0.2", {}, False, "--tune"),
+        ("coop-mt:lr=0.1/0.1", {}, True, "twice"),
+        ("coop-mt:lr=0.1/0.2", {"lr": "0.3"}, True, "for all methods"),
+        ("coop-mt:lr=1/2/3/4:epochs=1/2/3/4", {}, True, "12"),
+    ],
+)
+def test_what_cannot_be_tried_is_refused(word, given, tune, said):
+    [fault] = tries_faults(parse_rows([word]), given, tune=tune)
+    assert said in f"{fault.where} {fault.what} {fault.fix}"
+
+
+def test_values_that_a_method_does_not_know_are_refused_before_anything_is_trained(run, tmp_path):
+    with pytest.raises(ConfigError, match="lr"):
+        run(tmp_path / "out", methods="coop-mt:lr=0.1/quick", tune=True)
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").rglob("*.json"))
+
+
+def test_the_value_that_did_best_on_val_is_in_the_row(run, tmp_path):
+    results = run(
+        tmp_path / "out", methods="zero-shot,coop-mt:lr=0.001/0.05", shots=(4,), seeds=(1,), tune=True
+    )
+    published, tuned = results.rows[1:]
+    name = results.suites[0].name
+    trials = {}
+    for file in (tmp_path / "out" / "trials").glob("*.json"):
+        content = json.loads(file.read_text())
+        trials[content["identity"]["settings"]["lr"]] = content["val_score"]
+    assert set(trials) == {0.001, 0.05}
+    best = max(sorted(trials), key=lambda rate: trials[rate])
+    assert results.cell(name, published, 4, 1)["identity"]["settings"]["lr"] == 0.002
+    assert results.cell(name, tuned, 4, 1)["identity"]["settings"]["lr"] == best
 
 
 def test_methods_that_are_not_listed_have_their_rate_chosen(monkeypatch):
