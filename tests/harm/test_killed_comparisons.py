@@ -14,7 +14,7 @@ import pytest
 from softcpt.clip.toy import write_toy_backbone
 from softcpt.data.drawn import draw_suite
 
-KILLS = 5
+KILLS = 3
 
 
 @pytest.fixture(scope="module")
