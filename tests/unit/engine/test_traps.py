@@ -15,6 +15,7 @@ from softcpt.methods.registry import list_methods
 
 CHOOSING = {
     **{method.key: {} for method in list_methods() if method.fits},
+    "tip-adapter": {"views": 2},
     **{key: {"epochs": 3} for key in ("tip-adapter-f", "zs-lp", "clap", "taskres")},
     "cross-modal": {"iterations": 20},
     "mvlpt": {"context_length": 4, "epochs": 2, "views": 1},
