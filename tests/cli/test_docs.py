@@ -82,6 +82,17 @@ def test_links_lead_to_pages_and_headings_that_exist(page):
             assert heading in anchors(other), target
 
 
+def test_every_trap_names_tests_that_there_are():
+    rows = re.findall(r"^\| (\d+) \|(.*)$", (DOCS / "reference" / "traps.md").read_text(), re.MULTILINE)
+    assert [int(number) for number, _ in rows] == list(range(1, 19))
+    for number, row in rows:
+        named = re.findall(r"`([\w/]+\.py)::(test_\w+)`", row.split("|")[-2])
+        assert named, number
+        for file, test in named:
+            code = (ROOT / "tests" / file).read_text()
+            assert re.search(rf"^def {test}\(", code, re.MULTILINE), f"{file}::{test}"
+
+
 def test_tutorial_works_as_it_stands(softcpt, tmp_path, monkeypatch, world):
     """On a smaller demo, and on the tests' backbone, which takes less time than ``mini``."""
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,6 @@
-"""A few contexts shared by all tasks, mixed for each. Ours (METHODS O3).
+"""A few contexts shared by all tasks, mixed for each.
+
+Ours, in the place of SoftCPT's matrix (arXiv:2208.13474).
 
     context_t = sum_k a_tk V_k                                      V [b, n, W]
     a_t = softmax(z_t Q / tau)   or   1/b + z_t Q   or   free       Q [D, b];  free: a [T, b]

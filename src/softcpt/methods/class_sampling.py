@@ -1,4 +1,7 @@
-"""Class sampling: in training, only some class prompts of each task go through the text encoder."""
+"""Class sampling: in training, only some class prompts of each task go through the text encoder.
+
+Of the published code of SoftCPT, Ding et al., arXiv:2208.13474.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +25,6 @@ def sample_classes(
         task_of_class: task of each column, ascending.
         rate: share of the other classes to keep, in (0, 1].
         rng: a CPU stream.
-
-    Source: the published code (PROTOCOL 2.7).
     """
     present = torch.zeros(len(task_of_class), dtype=torch.bool)
     present[columns.cpu()] = True

@@ -2,7 +2,7 @@
 
 Who shares a context is the only difference between the kinds:
 
-    CoOp-MT   one context for all classes of all tasks      [M, W]       (the SoftCPT paper's hard sharing)
+    CoOp-MT   one context for all classes of all tasks      [M, W]       (hard sharing, arXiv:2208.13474)
     CoOp-CA   one context per task, for all its classes     [T, M, W]
     CoOp-CS   one context per class                         [K, M, W]
 

@@ -1,8 +1,9 @@
 """Task-kernel prompt tuning: SoftCPT with fixed task features, learned in the contexts themselves.
 
-Ours. SoftCPT's matrix P [D, n W] makes contexts C = Z P; with Z fixed, learning P is learning C with
-gradients mixed by K = Z Z^T (kernel.py). The same trajectory from T n W numbers instead of D n W, and the
-kernel can be chosen. One number more is stored: delta, what momentum and weight decay alone make of a 1.
+Ours, on SoftCPT (arXiv:2208.13474). Its matrix P [D, n W] makes contexts C = Z P; with Z fixed, learning P is
+learning C with gradients mixed by K = Z Z^T (kernel.py). The same trajectory from T n W numbers instead of
+D n W, and the kernel can be chosen. One number more is stored: delta, what momentum and weight decay alone
+make of a 1.
 
 A task nobody trained gets, with phi its feature and P_0 the matrix at its start (made again from the seed),
 

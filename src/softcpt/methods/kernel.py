@@ -1,7 +1,8 @@
 """Task kernels: how much a task's gradient moves the context of every other task.
 
-For fixed task features Z [T, D], gradient descent on SoftCPT's matrix P is gradient descent on the contexts
-C = Z P with gradients mixed by K = Z Z^T (METHODS O2; derived, and held to the linear network by a test):
+For fixed task features Z [T, D], gradient descent on SoftCPT's matrix P (arXiv:2208.13474) is gradient
+descent on the contexts C = Z P with gradients mixed by K = Z Z^T (derived, and held to the linear network by
+a test):
 
     v <- mu v + K G + lambda C,    C <- C - lr v
 

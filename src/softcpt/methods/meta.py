@@ -1,7 +1,9 @@
 """Meta networks: what turns text features of names into contexts.
 
-The published one is a single matrix P, without bias, activation or normalisation. ``x P`` is read as [n, W],
-context token 0 first. Letters: E inputs (D, or 2 D), n context tokens, W text width.
+That of SoftCPT (Ding et al., arXiv:2208.13474) is, by its published code, a single matrix P, without bias,
+activation or normalisation. ``x P`` is read as [n, W], context token 0 first.
+
+Letters: E inputs (D, or 2 D), n context tokens, W text width.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
-"""Learned prompts, then a head on cached features whose text they are. Ours (METHODS O7).
+"""Learned prompts, then a head on cached features whose text they are. Ours.
 
     tip      s f T^t + alpha exp(-beta (1 - f K^t)) Y             T: class features of the learned prompts
     ridge    omega log p_prompts + (1 - omega) log p_ridge         ridge towards T, closed form
     lp++     omega log p_prompts + (1 - omega) log p_lp++          LP++ whose text is T
+
+Tip-Adapter is of arXiv:2207.09519, LP++ of arXiv:2404.02285.
 
 The prompts were trained on the very images that the head is fitted to: fits to these look better than they
 are, so everything is chosen on val, never by leave-one-out. omega=1 is the prompts alone, 0 the head alone;

@@ -1,4 +1,6 @@
-"""A shared context and a gated residual per task, so that a task can leave. Ours (METHODS O4).
+"""A shared context and a gated residual per task, so that a task can leave.
+
+Ours, in the place of SoftCPT's matrix (arXiv:2208.13474).
 
     context_t = U + sigmoid(gamma_t) R_t,    loss + lambda mean_t |R_t|^2
 

@@ -1,4 +1,4 @@
-"""Ridge regression towards text, in closed form. Ours (METHODS O7).
+"""Ridge regression towards text, in closed form. Ours.
 
     W = gamma T^t + (F^t F + lambda I)^-1 F^t (Y - gamma F T^t)          [D, C]
 

@@ -1,4 +1,4 @@
-"""What tasks are called in their prompts, and the text features of these."""
+"""What tasks are called in their prompts, and the text features of these: SoftCPT's, arXiv:2208.13474."""
 
 from __future__ import annotations
 

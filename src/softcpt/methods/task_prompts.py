@@ -3,8 +3,7 @@
     contexts = source()                                   [T, n, W]
     w_j      = g([SOT, contexts[task of j], name_j, ., EOT])
 
-A source is all that such a method has to bring (METHODS 21): it holds what is learned, and turns it into
-contexts.
+A source is all that such a method has to bring: it holds what is learned, and turns it into contexts.
 """
 
 from __future__ import annotations

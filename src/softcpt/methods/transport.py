@@ -1,4 +1,7 @@
-"""Optimal transport between two small sets of equal weights, by Sinkhorn's iterations."""
+"""Optimal transport between two small sets of equal weights, by Sinkhorn's iterations.
+
+As PLOT has them: Chen et al., ICLR 2023, arXiv:2210.01253.
+"""
 
 from __future__ import annotations
 

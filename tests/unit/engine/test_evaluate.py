@@ -37,6 +37,27 @@ def test_scores_follow_from_the_predictions(scored):
     assert scored.score == pytest.approx(np.mean([task.score for task in scored.tasks]))
 
 
+def test_both_metrics_are_told_under_their_own_names(own_suite, toy, tmp_path):
+    """Classes of unequal size tell them apart."""
+    for path in sorted(own_suite.glob("*/*/*.png")):
+        if path.parent == min(path.parent.parent.iterdir()) and int(path.stem) >= 4:
+            path.unlink()
+    scored = evaluate(train(own_suite, toy, tmp_path / "run", method="zero-shot", device="cpu"))
+    assert {task.metric for task in scored.tasks} == {"overall_acc", "mean_acc"}
+    told = scored.to_json()
+    apart = 0
+    for task in scored.tasks:
+        own = [(p.label, p.label == p.predicted) for p in scored.predictions if p.task == task.name]
+        overall = np.mean([right for _, right in own])
+        mean = np.mean([np.mean([r for c, r in own if c == name]) for name in {c for c, _ in own}])
+        apart += abs(overall - mean) > 0.01
+        assert (task.overall_acc, task.mean_acc) == (pytest.approx(overall), pytest.approx(mean))
+        assert task.score == pytest.approx(mean if task.metric == "mean_acc" else overall)
+        assert told["overall_acc"]["tasks"][task.name] == pytest.approx(100 * overall)
+        assert told["mean_acc"]["tasks"][task.name] == pytest.approx(100 * mean)
+    assert apart
+
+
 def test_json_holds_percent_and_what_programs_need(scored, suite):
     content = json.loads(json.dumps(scored.to_json()))
     assert {"suite", "method", "shots", "seed", "score", "tasks"} <= set(content)

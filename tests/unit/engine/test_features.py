@@ -169,6 +169,25 @@ def test_evaluations_share_features(suite, toy, tmp_path, encoded):
     assert told[-1].done == told[-1].total == len(again.predictions)
 
 
+def test_a_feature_belongs_to_a_picture_not_to_its_file_name(own_suite, toy, tmp_path, encoded):
+    """Two files change places: each is found under its new name, and nothing of the old one."""
+    one, two = (own_suite / "shape/circle" / name for name in ("000.png", "001.png"))
+    cache = tmp_path / "cache"
+
+    def features_of(*paths):
+        records = {record.path: record for record in load_suite(own_suite).records}
+        return open_features(cache, toy).centres([records[path] for path in paths])
+
+    before = features_of(one, two)
+    assert not torch.allclose(before[0], before[1], atol=1e-4)
+    del encoded[:]
+    content = one.read_bytes()
+    one.write_bytes(two.read_bytes())
+    two.write_bytes(content)
+    assert torch.equal(features_of(one, two), before.flip(0))
+    assert encoded == []
+
+
 @pytest.mark.parametrize("change", ["weights", "pixels", "precision", "dtype", "threads", "arithmetic"])
 def test_another_encoder_finds_nothing(suite, toy, records, tmp_path, encoded, change):
     open_features(tmp_path, toy).centres(records)

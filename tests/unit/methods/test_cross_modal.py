@@ -1,6 +1,7 @@
 """Texts as training samples: what they do where images say nothing, against torch, and WiSE-FT's ends."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -119,6 +120,37 @@ def test_the_uni_modal_probe_starts_where_it_is_told(task, monkeypatch):
     assert not torch.allclose(drawn, unit(data.text.raw), atol=0.1)
 
 
+def test_a_random_start_without_the_text_half_knows_nothing_of_the_text(task):
+    """Else a comparison with it would hide what the text half brings."""
+    data, other = task(noise=1.0), task(noise=1.0, text_noise=5.0)
+    assert not torch.allclose(data.text.unit, other.text.unit, atol=0.1)
+    config = CrossModalConfig(iterations=30, text_half=False, start="random")
+    grid = CrossModal(config).grid()[:2]
+    ours, theirs = (CrossModal(config).explore(d, grid).state(1)["weight"] for d in (data, other))
+    assert torch.equal(ours, theirs)
+    from_text = CrossModalConfig(iterations=30, text_half=False, start="text")
+    assert not torch.allclose(CrossModal(from_text).explore(data, grid).state(1)["weight"], ours, atol=0.01)
+
+
+def test_without_the_text_half_it_is_the_uni_modal_probe_trained_by_torch(task):
+    data = task(noise=1.0)
+    n, start = 60, unit(data.text.raw)
+    config = CrossModalConfig(iterations=n, text_half=False)
+    ours = train_probe(data_without_val(data), start, SETTINGS[1:], 8, config).weights[0]
+    images, labels = torch.cat([data.centres, unit(data.support.mirrors)]), data.labels.repeat(2)
+    weight = torch.nn.Parameter(start.clone())
+    optimizer = torch.optim.AdamW([weight], lr=1e-2, weight_decay=0.0)
+    for i, rows in zip(range(n), endless(len(images), 8, data.streams("images 8")), strict=False):
+        rate = 1e-5 if i == 0 else 1e-2 * i / 50
+        optimizer.param_groups[0]["lr"] = (
+            rate if i < 50 else 5e-3 * (1 + math.cos(math.pi * (i - 50) / (n - 50)))
+        )
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(data.scale * images[rows] @ weight.T, labels[rows]).backward()
+        optimizer.step()
+    assert torch.allclose(ours, weight.detach(), atol=1e-10)
+
+
 def test_twelve_settings_count_as_twelve_trainings(task):
     head = CrossModal(CrossModalConfig(iterations=2))
     grid = head.grid()
@@ -134,3 +166,9 @@ def test_batches_go_on_and_hold_no_row_twice():
     for first, second in zip(found[::2], found[1::2], strict=True):
         assert len({*first.tolist(), *second.tolist()}) == 6
     assert [len(b) for b in itertools.islice(endless(2, 16, torch.Generator()), 3)] == [2, 2, 2]
+
+
+def test_no_image_is_left_out_for_ever():
+    """A last partial batch is dropped; what is in it changes each time round."""
+    rounds = itertools.islice(endless(7, 3, torch.Generator().manual_seed(0)), 20)
+    assert set(torch.cat(list(rounds)).tolist()) == set(range(7))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from softcpt.methods.base import n_parameters
-from softcpt.methods.heads import HeadClassifier, choose, first_best
+from softcpt.methods.heads import HeadClassifier, TaskStates, choose, first_best
 from softcpt.methods.registry import get_method, list_methods
 from softcpt.methods.tip_adapter import TipAdapter, TipAdapterConfig
 
@@ -134,6 +134,56 @@ def test_published_settings_look_at_no_val_image(problem, supports, named):
     other.fit(blind, named)
     for name, tensor in one.learned().items():
         assert torch.equal(tensor, other.learned()[name])
+
+
+@pytest.mark.parametrize("method", [m for m in FITTED if m.key != "lp-clip"], ids=lambda m: m.key)
+def test_every_task_is_tried_on_the_same_grid_whatever_it_is_called(
+    problem, supports, named, method, monkeypatch
+):
+    """Names that the published codes have grids of their own for; LP-CLIP has a search, the same for all."""
+    known = ("OxfordFlowers", "EuroSAT", "ImageNet")
+    tasks = tuple(replace(t, name=name) for t, name in zip(problem.tasks, known, strict=True))
+    tried = []
+    for world in (problem, replace(problem, tasks=tasks)):
+        fitted = build(method, world, named)
+        explore = fitted.head.explore
+
+        def spy(data, grid, explore=explore):
+            tried.append([dict(setting) for setting in grid])
+            return explore(data, grid[:1])  # enough to go on
+
+        monkeypatch.setattr(fitted.head, "explore", spy)
+        fitted.fit(supports, named)
+    assert len(tried) == 6
+    assert all(grid == tried[0] for grid in tried)
+
+
+@pytest.mark.parametrize("method", FITTED, ids=lambda m: m.key)
+def test_the_length_of_the_text_matters_to_those_that_say_so_and_to_no_other(
+    problem, supports, named, method, monkeypatch
+):
+    """CLAP, ZS-LP and TaskRes start from the text as encoded, the others from its direction."""
+    one = build(method, problem, named)
+    one.fit(supports, named)
+    encoded = TaskStates.text
+    monkeypatch.setattr(TaskStates, "text", lambda self, task: 10 * encoded(self, task))
+    ten = build(method, problem, named)
+    ten.fit(supports, named)
+    same = all(
+        torch.allclose(one.scorer()(own.val, t), ten.scorer()(own.val, t), atol=1e-6)
+        for t, own in enumerate(supports)
+    )
+    assert same is ("text_norm" not in method.config.model_fields)
+    assert same is (method.key not in ("clap", "zs-lp", "taskres"))
+    if not same:
+        by_direction = build(method, problem, named, text_norm="unit")
+        by_direction.fit(supports, named)
+        monkeypatch.undo()
+        again = build(method, problem, named, text_norm="unit")
+        again.fit(supports, named)
+        assert torch.allclose(
+            by_direction.scorer()(supports[0].val, 0), again.scorer()(supports[0].val, 0), atol=1e-6
+        )
 
 
 def replace_val(support):

@@ -156,3 +156,26 @@ def test_every_switch_changes_the_weights(task, keys):
         LpPlusPlus(LpPlusPlusConfig(keep="last", **k)).explore(data, [{}]).state(0) for k in ({}, keys)
     )
     assert not torch.allclose(plain["weight"], other["weight"], atol=1e-6)
+
+
+def test_the_gradient_of_the_text_weights_is_fresh_unless_asked_otherwise(task):
+    data = task(noise=1.0)
+    default, fresh, released = (
+        LpPlusPlus(LpPlusPlusConfig(keep="last", **keys)).explore(data, [{}]).state(0)["alpha"]
+        for keys in ({}, {"alpha_grad": "fresh"}, {"alpha_grad": "accumulated"})
+    )
+    assert torch.equal(default, fresh)
+    assert not torch.allclose(default, released, atol=1e-6)
+
+
+def test_classes_of_unequal_size_start_at_their_own_sums(task, support, given):
+    """The released code counts classes as images over shots."""
+    own = support()
+    kept = torch.tensor([0, 4, 5, 6, 8, 9])  # 1, 3 and 2 images
+    data = task(given=given(own.all_views[kept], own.labels[kept], own.val, own.val_labels))
+    features, text = unit(data.views(1)[:, 0]), data.text.unit
+    found = start(data, features, text)
+    parts = (features[:1], features[1:4], features[4:])
+    assert torch.allclose(found.w, torch.stack([part.sum(0) for part in parts]))
+    alpha = 250 / 3 * sum(float((part @ t).mean()) for part, t in zip(parts, text, strict=True))
+    assert found.alpha.tolist() == pytest.approx([alpha] * 3)

@@ -94,6 +94,16 @@ def test_a_share_of_one_is_the_prompts_and_of_zero_the_head(task):
     assert torch.allclose(found, head.log_softmax(1))
 
 
+def test_without_votes_the_tip_head_is_the_prompts(problem, streams, batch, support):
+    headed = trained(problem, "softcpt-nata", streams, batch, head="tip")
+    headed.fit(support, streams)
+    stored = {n: t.clone().zero_() if n.endswith("alpha") else t for n, t in headed.learned().items()}
+    headed.load_state_dict(stored, strict=False)
+    for t, own in enumerate(support):
+        prompts = headed.prompts.scorer()(own.val, t)
+        assert torch.allclose(headed.scorer()(own.val, t), prompts, rtol=0, atol=1e-9)
+
+
 def test_each_share_is_scored_as_it_scores(task):
     data = task(noise=1.5)
     blend = Blend(Ridge(4, "val"))

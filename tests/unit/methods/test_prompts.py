@@ -1,11 +1,14 @@
 """Losses, prompts in pieces, zero-shot."""
 
+from dataclasses import replace
+
+import pytest
 import torch
 import torch.nn.functional as F
 
 from softcpt.methods import prompts
 from softcpt.methods.loss import cosine_logits, multitask_cross_entropy
-from softcpt.methods.registry import get_method
+from softcpt.methods.registry import get_method, list_methods
 
 
 def test_the_loss_is_each_tasks_sum_divided_by_the_whole_batch():
@@ -18,6 +21,16 @@ def test_the_loss_is_each_tasks_sum_divided_by_the_whole_batch():
         + F.cross_entropy(logits[[1, 2], 3:], torch.tensor([0, 1]), reduction="sum")
     ) / 4
     assert torch.allclose(multitask_cross_entropy(logits, columns, task_of_class), by_hand)
+
+
+def test_no_logit_of_another_task_takes_part_in_the_loss():
+    """A foreign logit that is multiplied by 0 would stay in the sum, as 1."""
+    task_of_class = torch.tensor([0, 0, 0, 1, 1])
+    logits = torch.full((1, 5), -20.0)
+    alone = F.cross_entropy(logits[:, :3], torch.tensor([1]))
+    for foreign in (-1e6, 0.0, 1e6):
+        logits[0, 3:] = foreign
+        assert torch.equal(multitask_cross_entropy(logits, torch.tensor([1]), task_of_class), alone)
 
 
 def test_weights_scale_each_images_term():
@@ -77,3 +90,37 @@ def test_text_behind_the_end_has_no_influence_and_full_length_changes_nothing(pr
     short = text.encode(text.embed(padded), end)
     assert torch.allclose(short, text.encode(text.embed(padded), end, full_length=True), atol=1e-12)
     assert torch.allclose(short, text.encode(text.embed(other), end, full_length=True), atol=1e-12)
+
+
+@pytest.mark.parametrize("method", [m.key for m in list_methods() if m.trains])
+def test_underscores_are_blanks_in_every_prompt_of_every_method(problem, streams, method):
+    """In names of classes and of tasks, learned contexts before them or not."""
+
+    def blank(name):
+        return name.replace("_", " ")
+
+    tasks = tuple(
+        replace(t, name=blank(t.name), classes=tuple(map(blank, t.classes)), description=None)
+        for t in problem.tasks
+    )
+    lined = tuple(
+        replace(t, name=t.name.replace(" ", "_"), classes=tuple(c.replace(" ", "_") for c in t.classes))
+        for t in tasks
+    )
+    assert lined != tasks
+    entry = get_method(method)
+    options = {"cocoop": {}, "kgcoop": {}, "prograd": {"context_length": 12}}.get(
+        method, {"context_length": 3}
+    )
+    generator = torch.Generator().manual_seed(4)
+    shape = (
+        (2, 3, problem.text.embed_dim) if entry.image_features == "tokens" else (2, problem.text.embed_dim)
+    )
+    features = torch.randn(shape, generator=generator, dtype=torch.float64)
+    with torch.no_grad():
+        ours, theirs = (
+            entry.build(replace(problem, tasks=own), entry.config(**options), streams).scorer()
+            for own in (tasks, lined)
+        )
+        for t in range(3):
+            assert torch.allclose(ours(features, t), theirs(features, t), rtol=0, atol=1e-9)

@@ -8,7 +8,7 @@ from open_clip import zero_shot_metadata
 
 from softcpt.clip.templates import IMAGENET_TEMPLATES, SELECTED_TEMPLATES
 from softcpt.methods.registry import get_method
-from softcpt.methods.zero_shot import TemplateTexts, ZeroShot, mean_direction
+from softcpt.methods.zero_shot import _MORE, TemplateTexts, ZeroShot, mean_direction
 
 ENSEMBLE = get_method("zero-shot-ensemble")
 
@@ -47,6 +47,13 @@ def test_the_ensemble_averages_the_task_s_template_with_the_others(problem, stre
 def test_building_again_adds_no_templates(problem):
     sizes = [len(TemplateTexts(problem, "selected").of_task(0)) for _ in range(3)]
     assert sizes == [8, 8, 8]
+
+
+def test_templates_are_tuples():
+    """A list could grow from one call to the next."""
+    assert isinstance(SELECTED_TEMPLATES, tuple)
+    assert isinstance(IMAGENET_TEMPLATES, tuple)
+    assert set(map(type, _MORE.values())) == {tuple}
 
 
 def test_underscores_in_names_are_blanks_in_every_template(problem):
