@@ -1,6 +1,7 @@
 """Settings chosen on val: every method by the same budget, one value for all tasks of a suite.
 
-A method says itself what is tried of it (``Method.tunes``), or gets :data:`RATES`. No test image is looked at: a trial ends with its val score.
+A method says itself what is tried of it (``Method.tunes``), or gets :data:`RATES`. No test image is looked
+at: a trial ends with its val score.
 """
 
 from __future__ import annotations

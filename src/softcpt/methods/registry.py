@@ -1,4 +1,4 @@
-"""Every method by its key: our own, and those of other installed packages (:mod:`softcpt.methods.outside`)."""
+"""Every method by its key: our own, and those of other installed packages."""
 
 from __future__ import annotations
 
