@@ -146,17 +146,12 @@ class Trial:
         self.method, self.bench, self.settings = method, bench, settings
         self.features = ImageFeatures(deepcopy(bench.backbone), kind=method.image_features)
 
-    def prepare(self, suite: Suite | None = None, **keys: Any) -> Prepared:  # noqa: ANN401  checked as settings
-        """A run on a fresh copy of the backbone, at its start."""
+    def train(self, suite: Suite | None = None, **keys: Any) -> Prepared:  # noqa: ANN401  checked as settings
+        """A run on a fresh copy of the backbone, trained in memory."""
         quick = QUICK if self.method.trains else {}
         given = {"method": self.method.key, "shots": 2, "device": "cpu", **quick, **self.settings, **keys}
-        return prepare_run(
-            suite or self.bench.suite, deepcopy(self.bench.backbone), given, given_by="the checks"
-        )
-
-    def train(self, suite: Suite | None = None, **keys: Any) -> Prepared:  # noqa: ANN401  checked as settings
-        """The same, trained in memory."""
-        prepared = self.prepare(suite, **keys)
+        backbone = deepcopy(self.bench.backbone)
+        prepared = prepare_run(suite or self.bench.suite, backbone, given, given_by="the checks")
         learn(prepared, self.features)
         prepared.classifier.eval()
         return prepared
@@ -317,7 +312,7 @@ def check_frozen(trial: Trial) -> str | None:
 
 
 def check_parameters(trial: Trial) -> str | None:
-    """Parameters are what is learned: each is stored and, where the loop trains, moved or given a gradient."""
+    """Parameters are what is learned: all are stored and, where the loop trains, get a gradient."""
     classifier = trial.trained.classifier
     learned = classifier.learned()
     missing = [name for name, p in classifier.named_parameters() if p.numel() and name not in learned]
@@ -330,14 +325,17 @@ def check_parameters(trial: Trial) -> str | None:
     classifier.zero_grad()
     for stage in classifier.stages():
         stage.classifier.backward(trial.losses(trial.trained, stage))
-    start = dict(trial.prepare().classifier.named_parameters())
-    still = [
-        name
-        for name, p in classifier.named_parameters()
-        if torch.equal(p, start[name]) and (p.grad is None or not bool(p.grad.any()))
-    ]
+    still = [name for name, p in classifier.named_parameters() if not _is_learned(classifier, name, p)]
     classifier.zero_grad()
-    return f"training leaves {', '.join(still)} alone; what is not learned is a buffer" if still else None
+    return f"no gradient reaches {', '.join(still)}; what is not learned is a buffer" if still else None
+
+
+def _is_learned(classifier: Classifier, name: str, parameter: Tensor) -> bool:
+    """Whether there is a gradient, nothing to give one to, or the module says that none is needed."""
+    place, _, own = name.rpartition(".")
+    excused = getattr(classifier.get_submodule(place), "no_gradient", ())
+    graded = parameter.grad is not None and bool(parameter.grad.any())
+    return graded or not parameter.numel() or own in excused
 
 
 def check_repeated(trial: Trial) -> str | None:
