@@ -9,7 +9,8 @@ from pydantic import ConfigDict, Field
 from torch import nn
 
 from softcpt.core.errors import ConfigError
-from softcpt.engine.method_checks import CHECKS, Trial, check_entry, check_method, open_bench
+from softcpt.engine.method_bench import Trial, open_bench
+from softcpt.engine.method_checks import CHECKS, check_entry, check_method
 from softcpt.methods.base import FittedClassifier, Method, MethodConfig, PromptClassifier
 from softcpt.methods.registry import get_method, lend, list_methods
 from softcpt.methods.zero_shot import ZeroShot
@@ -253,8 +254,9 @@ def test_an_entry_with_a_fault_is_told_of(change, said, bench):
 
 
 def test_settings_that_the_method_does_not_know_are_refused(bench):
-    with pytest.raises(ConfigError, match="own has no such option"):
-        next(check_method(GOOD, {"epoch": 3}, bench=bench))
+    with pytest.raises(ConfigError) as error:
+        next(check_method(GOOD, {"epoch": 3, "method": "coop-ca"}, bench=bench))
+    assert [fault.where for fault in error.value.faults] == ["epoch", "method"]
 
 
 def test_a_method_with_the_key_of_ours_is_refused(bench):
