@@ -99,6 +99,7 @@ def test_a_failed_check_is_a_fault_and_no_traceback(softcpt, package):
     ended = softcpt("methods", "--check", "task-gain", "epochs=1")
     assert ended.code == 2
     assert re.search(r"repeated +failed +differs: gain", ended.out)
+    assert "Scores are [images, classes of the task], and numbers." in ended.out
     assert "1 fault in the method task-gain" in ended.err
     assert "Traceback" not in ended.err
 

@@ -216,7 +216,7 @@ def check_stored(trial: Trial) -> str | None:
 
 
 def check_text_paths(trial: Trial) -> str | None:
-    """Both text encoders give the same scores and losses: ``text_encoder=fast`` and ``plain``."""
+    """Both text encoders give the same scores and losses: text_encoder=fast and plain."""
     plain = trial.restore(trial.trained.settings.encoder.model_copy(update={"text_encoder": "plain"}))
     pairs = zip(trial.scores(trial.restored), trial.scores(plain), strict=True)
     far = [t for t, (fast, slow) in enumerate(pairs) if not _near(fast, slow)]
@@ -237,7 +237,7 @@ def check_one_task(trial: Trial) -> str | None:
 
 
 def check_separate(trial: Trial) -> str | None:
-    """With ``separate=True``, a task's scores do not depend on the other tasks."""
+    """With separate=True, a task's scores do not depend on the other tasks."""
     with torch.no_grad():
         alone = trial.alone.classifier.scorer()(trial.images[-1], 0)
     together = trial.scores(trial.trained.classifier)[-1]
@@ -245,7 +245,7 @@ def check_separate(trial: Trial) -> str | None:
 
 
 def check_without_val(trial: Trial) -> str | None:
-    """It works without val images: ``split=all``."""
+    """It works without val images: split=all."""
     records = tuple(replace(record, part=None) for record in trial.bench.suite.records)
     suite = replace(trial.bench.suite, records=records)
     keys = {"keep": "last"} if trial.method.trains else {}  # the best epoch on val is not to be had

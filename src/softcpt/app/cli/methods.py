@@ -39,6 +39,8 @@ def methods(pairs: tuple[str, ...], checked: str | None, as_json: bool) -> None:
     if pairs:
         fault = Fault(repr(pairs[0]), "settings are for --check", "leave it out, or add --check KEY")
         raise ConfigError(fault, about="the command line")
+    from rich.text import Text
+
     from softcpt.methods.registry import list_methods, package_of
 
     known = list_methods()
@@ -62,11 +64,11 @@ def methods(pairs: tuple[str, ...], checked: str | None, as_json: bool) -> None:
     for method in known:
         package = packages[method.key]
         where = "" if package is None else f" ({package})"
-        table.add_row(method.key, f"{method.label}: {method.summary}{where}")
+        table.add_row(method.key, Text(f"{method.label}: {method.summary}{where}"))
     show_table(table)
     table = new_table("key", "default", "meaning", "known to")
     for key, default, about, owners in _rows(keys):
-        table.add_row(key, default, about, _owners(owners, list(keys)))
+        table.add_row(key, Text(default), Text(about), _owners(owners, list(keys)))
     show_table(table)
 
 
@@ -76,6 +78,8 @@ def _check(key: str, pairs: Sequence[str], as_json: bool) -> None:
     Raises:
         ConfigError: there is no such method, it does not take the settings, or a check failed.
     """
+    from rich.text import Text
+
     from softcpt.engine.config import parse_pairs
     from softcpt.engine.method_checks import check_method
     from softcpt.methods.registry import get_method
@@ -90,7 +94,7 @@ def _check(key: str, pairs: Sequence[str], as_json: bool) -> None:
     else:
         table = new_table("check", "result", "what it asks for, or why")
         for outcome in outcomes:
-            table.add_row(outcome.name, outcome.result, outcome.why or outcome.about)
+            table.add_row(outcome.name, outcome.result, Text(outcome.why or outcome.about))
         show_table(table)
     faults = [Fault(o.name, o.why, o.about) for o in outcomes if o.result == "failed"]
     if faults:
