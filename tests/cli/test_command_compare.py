@@ -74,7 +74,7 @@ def test_a_quick_look_is_small_and_says_so(compare, tmp_path, monkeypatch):
 def test_rows_with_settings_and_tuned_rows(compare, tmp_path, monkeypatch):
     from softcpt.compare import tune
 
-    monkeypatch.setitem(tune.GRIDS, "coop-mt", tune.Grid({"lr": ("0.002", "0.2")}))
+    monkeypatch.setattr(tune, "RATES", tune.Grid({"lr": ("0.002", "0.2")}))
     rows = "coop-mt,coop-mt:context_length=4"
     ended = compare(tmp_path / "out", "--methods", rows, "--shots", "4", "--seeds", "1", "--tune")
     assert ended.code == 0, ended.err

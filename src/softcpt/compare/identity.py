@@ -9,6 +9,7 @@ from typing import Any
 from softcpt.core.files import digest_of_json
 from softcpt.data.record import Suite
 from softcpt.engine.config import Settings
+from softcpt.methods.registry import package_of
 
 RESULTS_VERSION = 1
 """Counts changes of the package after which the same cell would score differently."""
@@ -48,6 +49,9 @@ def cell_identity(
         device: its type.
     """
     values = {key: entry["value"] for key, entry in settings.stored().items()}
+    package = package_of(settings.run.method)
+    # Only where there is one, so that cells of our own methods are found under the keys they always had.
+    outside = {} if package is None else {"package": [package.name, package.version]}
     return {
         "results": RESULTS_VERSION,
         "suite": suite,
@@ -56,6 +60,7 @@ def cell_identity(
         "together": together,
         "threads": threads,
         "device": device,
+        **outside,
     }
 
 

@@ -1,6 +1,7 @@
 """Settings chosen on val: every method by the same budget, one value for all tasks of a suite.
 
-What is tried stands in one table, :data:`GRIDS`. No test image is looked at: a trial ends with its val score.
+A method says itself what is tried of it (``Method.tunes``), or gets :data:`RATES`. No test image is looked
+at: a trial ends with its val score.
 """
 
 from __future__ import annotations
@@ -13,10 +14,8 @@ from math import prod
 from softcpt.compare.rows import Row
 from softcpt.core.errors import ConfigError, Fault
 from softcpt.engine.config import keys_of
+from softcpt.methods.base import TRIALS
 from softcpt.methods.registry import get_method
-
-BUDGET = 12
-"""Trainings that a cell may spend on choosing, the same for every method."""
 
 _SAME = 1e-9
 
@@ -32,8 +31,8 @@ class Grid:
     values: Mapping[str, tuple[str, ...]]
 
     def __post_init__(self) -> None:
-        if self.size > BUDGET:
-            raise ValueError(f"{self.size} trainings; a cell may spend {BUDGET}")
+        if self.size > TRIALS:
+            raise ValueError(f"{self.size} trainings; a cell may spend {TRIALS}")
 
     @property
     def size(self) -> int:
@@ -51,43 +50,26 @@ RATES = Grid({"lr": ("0.002", "0.006", "0.02", "0.06", "0.2")})
 NOTHING = Grid({})
 """For methods that learn nothing, or choose for themselves what they have to choose."""
 
-GRIDS: dict[str, Grid] = {
-    "zero-shot": NOTHING,
-    "coop-mt": RATES,
-    "coop-ca": RATES,
-    "coop-ca-joint": RATES,
-    "coop-cs": RATES,
-    "coop-cs-joint": RATES,
-    "softcpt-nata": RATES,
-    "softcpt-nats": RATES,
-    "softcpt-cata": RATES,
-    "softcpt-cats": RATES,
-    "softcpt-csta": RATES,
-    "softcpt-csts": RATES,
-    "softcpt-star": RATES,
-    "kgcoop": Grid({"pull": ("10", "8", "4", "2", "1"), "lr": ("0.002", "0.02")}),
-    "prograd": Grid({"strength": ("1", "0.8", "0.5"), "lr": ("0.002", "0.006", "0.02", "0.06")}),
-}
-"""By method; one that is not listed has its rate chosen, if the training loop trains it. Add to it freely.
-
-What a method chooses on val by itself, such as a head's strength, needs no training and no place here."""
-
 
 def grid_of(method: str) -> Grid:
     """What is tried of a method.
 
     Raises:
-        ConfigError: a key that the method does not know.
+        ConfigError: keys that the method does not know, or more points than a cell may try.
     """
     entry = get_method(method)
     keys = keys_of(entry)
-    if method not in GRIDS:
+    if entry.tunes is None:
         return RATES if entry.trains and "lr" in keys else NOTHING
-    strange = [key for key in GRIDS[method].values if key not in keys]
-    if strange:
-        faults = [Fault(key, f"{method} has no such option, so it cannot be tuned") for key in strange]
-        raise ConfigError(faults, about="the table of what is tuned")
-    return GRIDS[method]
+    strange = [key for key in entry.tunes if key not in keys]
+    faults = [Fault(key, f"{method} has no such option, so it cannot be tuned") for key in strange]
+    try:
+        grid = Grid(entry.tunes)
+    except ValueError as error:
+        faults.append(Fault("tunes", f"{method} asks for {error}"))
+    if faults:
+        raise ConfigError(faults, about=f"what {method} tunes")
+    return grid
 
 
 def points_of(row: Row, given: Mapping[str, str]) -> list[dict[str, str]]:
@@ -118,8 +100,8 @@ def tries_faults(rows: Sequence[Row], given: Mapping[str, str], *, tune: bool) -
         size = prod(len(tried) for tried in values.values())
         if values and not tune:
             faults.append(Fault(row.label, "names values to choose from", "add --tune, or give one of each"))
-        if size > BUDGET:
-            what = f"asks for {size} trainings, and a cell may spend {BUDGET}"
+        if size > TRIALS:
+            what = f"asks for {size} trainings, and a cell may spend {TRIALS}"
             faults.append(Fault(row.label, what, "name fewer values"))
         faults += [
             Fault(f"{row.label}, {key}", "has one value twice", "leave one out")

@@ -6,8 +6,9 @@ tensors, other shapes, another backbone, an edited or truncated file.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from softcpt.clip.backbone import Backbone
-from softcpt.core.errors import AdapterError, Fault
+from softcpt.core.errors import AdapterError, ConfigError, Fault
 from softcpt.core.files import digest_of_file, write_whole
 from softcpt.core.seeds import seed_for_torch
 from softcpt.data.record import Record, Suite, Task
@@ -25,12 +26,16 @@ from softcpt.engine.config import EncoderConfig, Settings, resolve, values_of
 from softcpt.engine.signed import read_signed, write_signed
 from softcpt.engine.support import allocate
 from softcpt.methods.base import Classifier, Problem, SeparateClassifiers, Streams, TaskNames
+from softcpt.methods.outside import Package
+from softcpt.methods.registry import get_method, is_offered, package_of
 
 WEIGHTS = "adapter.safetensors"
 FACTS = "adapter.json"
 
 ALL_TASKS = "all tasks"
 """Name of a joint training in random streams and metrics."""
+
+logger = logging.getLogger("softcpt")
 
 
 @dataclass(frozen=True)
@@ -128,6 +133,7 @@ def write_adapter(
         "tensors": {name: list(tensor.shape) for name, tensor in tensors.items()},
         "weights_sha256": digest_of_file(folder / WEIGHTS),
         "samples": samples,
+        **_package_facts(settings.method.key),
         **extra,
     }
     return write_signed(folder / FACTS, facts)
@@ -159,7 +165,36 @@ def read_adapter(folder: Path) -> Adapter:
         raise _refusal(folder / FACTS, f"does not hold what it should: {error!r}", "train again") from error
 
 
+def _package_facts(method: str) -> dict[str, dict[str, str]]:
+    """Where a method comes from; nothing for our own."""
+    package = package_of(method)
+    return {} if package is None else {"method_package": asdict(package)}
+
+
+def _check_package(facts: dict[str, Any]) -> None:
+    """Look for the package that the run's method came from; another version of it is warned of.
+
+    Raises:
+        AdapterError: it is not there, or does not work.
+    """
+    if "method_package" not in facts:
+        return
+    method, was = facts["method"], Package(**facts["method_package"])
+    try:
+        get_method(method)
+    except ConfigError as error:
+        faults = error.faults
+        if not is_offered(method):
+            what = f"{method!r} is a method of {was}, which is not installed here"
+            faults = (Fault("method", what, f"pip install {was.name}=={was.version}"),)
+        raise AdapterError(faults, about="the adapter") from error
+    now = package_of(method)
+    if now is not None and now != was:
+        logger.warning("this run's method %s came from %s; here it comes from %s", method, was, now)
+
+
 def _adapter_of(facts: dict[str, Any], tensors: dict[str, Tensor]) -> Adapter:
+    _check_package(facts)
     stored = facts["settings"]
     settings = resolve(values_of(stored))
     settings.origins.update({key: entry["origin"] for key, entry in stored.items()})

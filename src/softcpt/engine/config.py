@@ -103,6 +103,9 @@ class TrainConfig(_Settings):
     )
     joint_steps: bool = Field(False, description="separate trainings take as many steps as a joint one would")
     batch_size: int = Field(32, ge=1, description="images a batch, of all tasks")
+    matmul: Literal["full", "fast"] = Field(
+        "full", description="matrix products of a step; fast: in bfloat16 or TF32, where the hardware has it"
+    )
     momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
     weight_decay: float = Field(5e-4, ge=0, description="on everything learned")
     warmup_epochs: int = Field(1, ge=0, description="epochs at the warm-up rate, at the beginning")

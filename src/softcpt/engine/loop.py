@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -156,11 +158,12 @@ def fit(
         )
         images = shown.at(epoch)
         for of_batch, columns_of_batch, weights_of_batch in parts:
-            with autocast(device, features.precision):
-                losses = classifier.losses(
-                    images[of_batch], columns_of_batch, rng=sampling, weights=weights_of_batch
-                )
-            take_step(optimizer, losses, spec, scaler, classifier.backward)
+            with matrix_products(settings.matmul):
+                with autocast(device, features.precision):
+                    losses = classifier.losses(
+                        images[of_batch], columns_of_batch, rng=sampling, weights=weights_of_batch
+                    )
+                take_step(optimizer, losses, spec, scaler, classifier.backward)
             steps.took(epoch, rate, losses[0], len(of_batch))
         steps.read()
         if chooser is not None:
@@ -173,6 +176,23 @@ def fit(
         return Trained(spec.epochs, spec.epochs - 1)
     classifier.load_state_dict(chooser.kept)
     return Trained(epoch + 1, chooser.epoch)
+
+
+@contextmanager
+def matrix_products(kind: Literal["full", "fast"]) -> Iterator[None]:
+    """Where products of fp32 matrices may be taken in fewer bits, by hardware that is faster so.
+
+    For steps alone: features and scores do not depend on it.
+    """
+    if kind == "full":
+        yield
+        return
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 class StepReader:

@@ -23,7 +23,7 @@ from softcpt.engine.cache_place import CacheChoice, open_cache
 from softcpt.engine.config import Settings, TrainConfig
 from softcpt.engine.feature_cache import FeatureCache
 from softcpt.engine.features import ImageFeatures
-from softcpt.engine.loop import Pool, fit
+from softcpt.engine.loop import OnStep, Pool, fit
 from softcpt.engine.metrics import task_score
 from softcpt.engine.prepare import Prepared, prepare_run
 from softcpt.engine.rates import effective_rates, joint_length, with_numbers
@@ -40,7 +40,7 @@ from softcpt.engine.runs import (
 )
 from softcpt.engine.signed import write_signed
 from softcpt.engine.support import fit_to_support
-from softcpt.methods.base import Classifier, Stage, n_parameters
+from softcpt.methods.base import Classifier, Stage, Tuned, n_parameters
 
 logger = logging.getLogger("softcpt")
 
@@ -119,27 +119,8 @@ def _run(
     if steps_at_start:
         shown = ", ".join(f"{name} {step:.3g}" for name, step in steps_at_start.items())
         logger.info("effective rate on each task's context: %s", shown)
-    epochs: dict[str, dict[str, int]] = {}
     with MetricsFile(folder) as metrics:
-        for part in parts_of(classifier, samples.train, samples.val, settings):
-            part.begin()
-            if not part.epochs:
-                continue
-            trained = fit(
-                part.classifier,
-                part.pool,
-                features,
-                part.training,
-                shots=settings.run.shots,
-                seed=settings.run.seed,
-                part=part.name,
-                epochs=part.epochs,
-                validate=_validator(part, suite, features),
-                on_step=metrics.write,
-                on_progress=on_progress,
-            )
-            epochs[part.name] = asdict(trained)
-    tuned = fit_to_support(classifier, samples, features, seed=settings.run.seed, on_progress=on_progress)
+        epochs, tuned = learn(prepared, features, on_step=metrics.write, on_progress=on_progress)
     release_memory(backbone.text)
     val = val_score(classifier, suite, samples.val, features)
     measured = measured_facts(classifier, samples.val, features)
@@ -191,6 +172,54 @@ def _run(
     }
     logger.info("done in %.1f s", result["seconds"])
     write_signed(folder / RESULT, result)
+
+
+def learn(
+    prepared: Prepared,
+    features: ImageFeatures,
+    *,
+    on_step: OnStep | None = None,
+    on_progress: OnProgress | None = None,
+) -> tuple[dict[str, dict[str, int]], Tuned]:
+    """All trainings of a run and what is fitted after them, in place; nothing is written.
+
+    Args:
+        prepared: a run that can start.
+        features: where image features come from.
+        on_step: told after every step.
+        on_progress: told how far it is.
+
+    Returns:
+        How each training ended, by its name, and what was chosen on val, by task.
+
+    Raises:
+        RunError: a loss is no longer a number.
+        SuiteError: every image that cannot be read.
+    """
+    settings, samples = prepared.settings, prepared.plan.samples
+    epochs: dict[str, dict[str, int]] = {}
+    for part in parts_of(prepared.classifier, samples.train, samples.val, settings):
+        part.begin()
+        if not part.epochs:
+            continue
+        trained = fit(
+            part.classifier,
+            part.pool,
+            features,
+            part.training,
+            shots=settings.run.shots,
+            seed=settings.run.seed,
+            part=part.name,
+            epochs=part.epochs,
+            validate=_validator(part, prepared.suite, features),
+            on_step=on_step,
+            on_progress=on_progress,
+        )
+        epochs[part.name] = asdict(trained)
+    tuned = fit_to_support(
+        prepared.classifier, samples, features, seed=settings.run.seed, on_progress=on_progress
+    )
+    return epochs, tuned
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,10 @@ Tuned = dict[str, dict[str, Any]]
 """Name of a task -> what was chosen for it (``alpha``), on what evidence (``val_accuracy``); JSON values."""
 
 
+TRIALS = 12
+"""Trainings that a cell of a comparison may spend on choosing settings, the same for every method."""
+
+
 class MethodConfig(BaseModel):
     """Values a method can be given; unknown ones are refused."""
 
@@ -485,6 +489,8 @@ class Method:
         image_features: what it sees of an image.
         texts_per_image: whether each image has prompts of its own, so that using it costs texts as well.
         defaults: of training keys, where the method's differ from all others'.
+        tunes: key -> values that a comparison tries on val, the most regularised first, in all combinations
+            (at most :data:`TRIALS`); None for the rates that all methods are given.
     """
 
     key: str
@@ -499,6 +505,7 @@ class Method:
     texts_per_image: bool = False
     defaults: Mapping[str, Any] = field(default_factory=dict)
     fits: bool = False
+    tunes: Mapping[str, tuple[str, ...]] | None = None
 
     @property
     def uses_images(self) -> bool:

@@ -74,6 +74,7 @@ class DualConfig(TaskTextConfig, PromptConfig):
 class DualContexts(ContextSource):
     """Contexts [T, n, W] whose gradients are mixed by a kernel of the tasks' texts."""
 
+    no_gradient = frozenset({"decay"})  # momentum and weight decay alone move it
     kernel: Tensor
     raw: Tensor
     features: Tensor | None

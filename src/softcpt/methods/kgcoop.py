@@ -87,4 +87,5 @@ KGCOOP = Method(
     config=KgCoOpConfig,
     build=_build,
     separate=True,
+    tunes={"pull": ("10", "8", "4", "2", "1"), "lr": ("0.002", "0.02")},
 )

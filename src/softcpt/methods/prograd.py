@@ -164,4 +164,5 @@ PROGRAD = Method(
     config=ProGradConfig,
     build=_build,
     separate=True,
+    tunes={"strength": ("1", "0.8", "0.5"), "lr": ("0.002", "0.006", "0.02", "0.06")},
 )

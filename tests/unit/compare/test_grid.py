@@ -7,6 +7,7 @@ import pytest
 from softcpt.compare import identity
 from softcpt.compare.rows import Row, parse_rows
 from softcpt.core.errors import ConfigError
+from softcpt.methods.outside import Package
 
 
 def key(grid, row=None, shots=1, seed=1):
@@ -82,6 +83,17 @@ def test_the_version_of_results_is_part_of_the_key(grid, monkeypatch):
     before = key(grid())
     monkeypatch.setattr(identity, "RESULTS_VERSION", identity.RESULTS_VERSION + 1)
     assert key(grid()) != before
+
+
+def test_a_package_and_its_version_are_part_of_the_key_of_its_methods_alone(grid, monkeypatch):
+    def found():
+        return grid().cell(grid().places[0], grid().rows[0], 1, 1).identity
+
+    ours = found()
+    said = ["results", "suite", "backbone", "settings", "together", "threads", "device"]
+    assert list(ours) == said  # cells that are kept are found under these
+    monkeypatch.setattr(identity, "package_of", lambda key: Package("own", "1.0"))
+    assert found() == {**ours, "package": ["own", "1.0"]}
 
 
 def test_names_and_places_are_no_part_of_the_key(grid, world, tmp_path):

@@ -2,14 +2,13 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 
 from softcpt.compare import tune, work
 from softcpt.compare.rows import Row, parse_rows
 from softcpt.compare.tune import (
-    BUDGET,
-    GRIDS,
     NOTHING,
     Grid,
     choose,
@@ -22,20 +21,21 @@ from softcpt.core.errors import ConfigError, SuiteError
 from softcpt.engine.config import resolve
 from softcpt.engine.feature_cache import FeatureCache
 from softcpt.engine.prepare import plan_run
-from softcpt.methods.registry import list_methods
+from softcpt.methods.base import TRIALS
+from softcpt.methods.registry import get_method, lend, list_methods
 
 TWO = Grid({"lr": ("0.002", "0.2")})
 
 
 @pytest.fixture
 def two_rates(monkeypatch):
-    monkeypatch.setitem(GRIDS, "coop-mt", TWO)
+    monkeypatch.setattr(tune, "RATES", TWO)
 
 
 @pytest.mark.parametrize("method", [method.key for method in list_methods()])
 def test_every_point_of_every_method_can_be_run(method):
     points = grid_of(method).points()
-    assert 1 <= len(points) <= BUDGET
+    assert 1 <= len(points) <= TRIALS
     for point in points:
         resolve({"method": method, **point})
 
@@ -112,11 +112,24 @@ def test_the_value_that_did_best_on_val_is_in_the_row(run, tmp_path):
     assert results.cell(name, tuned, 4, 1)["identity"]["settings"]["lr"] == best
 
 
-def test_methods_that_are_not_listed_have_their_rate_chosen(monkeypatch):
-    monkeypatch.delitem(GRIDS, "coop-mt")
-    monkeypatch.delitem(GRIDS, "zero-shot")
+def test_methods_that_say_nothing_have_their_rate_chosen():
     assert grid_of("coop-mt") is tune.RATES
     assert grid_of("zero-shot") is NOTHING
+    assert grid_of("lp-clip") is NOTHING
+
+
+def test_a_method_says_what_is_tried_of_it():
+    assert grid_of("prograd").size == TRIALS
+    own = replace(get_method("coop-mt"), key="own", tunes={"context_length": ("4", "16")})
+    with lend(own):
+        assert points_of("own", {}) == [{"context_length": "4"}, {"context_length": "16"}]
+
+
+def test_a_method_cannot_tune_what_it_does_not_know_nor_more_than_others():
+    own = replace(get_method("coop-mt"), key="own", tunes={"rank": tuple("123456789"), "lr": ("1", "2")})
+    with lend(own), pytest.raises(ConfigError) as error:
+        grid_of("own")
+    assert [fault.where for fault in error.value.faults] == ["rank", "tunes"]
 
 
 def test_rows_as_published_and_as_tuned_stand_side_by_side(run, tmp_path, two_rates):

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from softcpt.core.errors import RunError
 from softcpt.engine import epoch_features, loop
@@ -122,3 +123,35 @@ def test_a_loss_that_is_no_number_names_its_epoch(quick, monkeypatch, at_once):
     assert told[fails_at] in (1, 2)
     assert caught.value.faults[0].where == f"all tasks, epoch {told[fails_at]}"
     assert told[-1] == told[fails_at]  # no epoch is begun after it
+
+
+@pytest.mark.parametrize(("kind", "in_force"), [("full", "highest"), ("fast", "medium")])
+def test_matrix_products_are_short_in_steps_and_nowhere_else(quick, monkeypatch, kind, in_force):
+    steps_, elsewhere = set(), set()
+    loss, views, scorer = PromptClassifier.loss, ImageFeatures.views, PromptClassifier.scorer
+
+    def in_step(self, *args, **keys):
+        steps_.add(torch.get_float32_matmul_precision())
+        return loss(self, *args, **keys)
+
+    def of_images(self, *args, **keys):
+        elsewhere.add(torch.get_float32_matmul_precision())
+        return views(self, *args, **keys)
+
+    def of_scores(self):
+        elsewhere.add(torch.get_float32_matmul_precision())
+        return scorer(self)
+
+    monkeypatch.setattr(PromptClassifier, "loss", in_step)
+    monkeypatch.setattr(ImageFeatures, "views", of_images)
+    monkeypatch.setattr(PromptClassifier, "scorer", of_scores)
+    quick(matmul=kind, keep="best", cache=False)
+    assert steps_ == {in_force}
+    assert elsewhere == {"highest"}
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_fast_matrix_products_train_nearly_the_same(quick):
+    full, fast = (load_file(quick(matmul=kind).path / "adapter.safetensors") for kind in ("full", "fast"))
+    for name, tensor in full.items():
+        assert (fast[name] - tensor).norm() <= 0.02 * tensor.norm()
