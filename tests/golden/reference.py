@@ -1,4 +1,4 @@
-"""Reads reference cases and builds our classifiers for them. Letters as in PROTOCOL: L context tokens."""
+"""Reads reference cases and builds our classifiers for them. L counts context tokens."""
 
 from __future__ import annotations
 

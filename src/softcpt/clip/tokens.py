@@ -2,7 +2,7 @@
 
 A class prompt is ``SOT, tokens of "name.", EOT`` with context vectors put in: behind SOT (``end``: the
 name is at the end), around the name (``middle``), or behind the name (``front``). The full stop always
-stays behind the context. Source: PROTOCOL of the published SoftCPT code; the paper does not say.
+stays behind the context. Source: the published SoftCPT code; the paper does not say.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a learning rate comes to on a context, and controls that take over SoftCPT's.
 
 A step of SoftCPT's matrix moves task t's own context |z_t|^2 times as far as the same rate moves a context
-that is learned directly (METHODS O2). Beside a rate that is compared, that product must be known.
+that is learned directly. Beside a rate that is compared, that product must be known.
 """
 
 from __future__ import annotations

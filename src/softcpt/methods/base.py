@@ -8,7 +8,7 @@
     Support            those features, of one task
     Stage              one training of a classifier; most need only one
 
-Letters (STYLE): B images, T tasks, K classes of the suite, C classes of a task, D embedding, W text width.
+Letters: B images, T tasks, K classes of the suite, C classes of a task, D embedding, W text width.
 """
 
 from __future__ import annotations

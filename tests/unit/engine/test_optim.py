@@ -6,7 +6,7 @@ from torch import nn
 
 from softcpt.engine.optim import OptimSpec, build_optimizer, learning_rate, set_learning_rate, take_step
 
-# PROTOCOL 4.3: without decay, one batch moves p by -lr (a g + b v) and leaves v = c v + d g.
+# Worked by hand: without decay, one batch moves p by -lr (a g + b v) and leaves v = c v + d g.
 TABLE = {1: (1, 0.9, 0.9, 1), 3: (5.61, 2.439, 0.729, 2.71), 4: (9.049, 3.0951, 0.6561, 3.439)}
 
 

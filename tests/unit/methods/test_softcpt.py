@@ -62,7 +62,7 @@ def test_tasks_of_one_name_share_a_context_under_nata_but_not_once_nats_has_lear
 
 
 def test_training_on_one_task_moves_the_others_by_the_products_of_their_features(problem, streams, batch):
-    """With task features fixed, ctx_s moves by <z_s, z_t> times task t's own gradient (METHODS 11)."""
+    """With task features fixed, ctx_s moves by <z_s, z_t> times task t's own gradient."""
     classifier = only_linear(build(problem, "softcpt-nata", streams, **small()))
     features, columns = batch[0][:2], batch[1][:2]
     assert problem.task_of_class[columns].tolist() == [0, 0]
