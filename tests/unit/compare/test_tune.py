@@ -122,7 +122,7 @@ def test_a_method_says_what_is_tried_of_it():
     assert grid_of("prograd").size == TRIALS
     own = replace(get_method("coop-mt"), key="own", tunes={"context_length": ("4", "16")})
     with lend(own):
-        assert points_of("own", {}) == [{"context_length": "4"}, {"context_length": "16"}]
+        assert points_of(Row("own"), {}) == [{"context_length": "4"}, {"context_length": "16"}]
 
 
 def test_a_method_cannot_tune_what_it_does_not_know_nor_more_than_others():
