@@ -1,11 +1,11 @@
-"""Claim: how a comparison on scenes comes out on tasks that captions of pre-training spoke of, and on the others.
+"""Claim: how a comparison on scenes comes out on tasks that pre-training spoke of, and on the others.
 
     softcpt compare SCENES --backbone mini --output STUDY ...
     python benchmarks/known_tasks.py STUDY
 
-Reads STUDY/results.csv and prints a Markdown table: percent on test images, mean over the tasks of each group, over
-seeds, at each number of shots. The backbone ``mini`` was trained on scenes whose captions never mention the
-tasks held out (``softcpt.builtin``).
+Reads STUDY/results.csv and prints a Markdown table: percent on test images, mean over the tasks of each group
+and over seeds, at each number of shots. The backbone ``mini`` was trained on scenes whose captions never
+mention the tasks held out (``softcpt.builtin``).
 """
 
 from __future__ import annotations

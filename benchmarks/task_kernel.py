@@ -2,9 +2,9 @@
 
     python benchmarks/task_kernel.py --backbone mini SUITE...
 
-Prints a Markdown table of Z Z^T, with Z the task features at SoftCPT-NATA's start, mean over seeds: their norms, the cosines
-between two tasks, and the part of its largest eigenvalue in its trace. Where that part is near 1 all contexts move
-together, as with one context for all tasks, whatever the network could represent.
+Prints a Markdown table of Z Z^T, with Z the task features at SoftCPT-NATA's start, mean over seeds: their
+norms, the cosines between two tasks, and the part of its largest eigenvalue in its trace. Where that part is
+near 1 all contexts move together, as with one context for all tasks, whatever the network could represent.
 """
 
 from __future__ import annotations
@@ -40,10 +40,9 @@ def main() -> None:
         cosines = torch.stack([kernel / torch.outer(n, n) for kernel, n in zip(kernels, norms, strict=True)])
         between = cosines[:, ~torch.eye(len(suite.tasks), dtype=torch.bool)]
         part = torch.stack([torch.linalg.eigvalsh(kernel)[-1] / kernel.trace() for kernel in kernels])
-        print(
-            f"| {suite.name} | {len(suite.tasks)} | {norms.min():.1f} to {norms.max():.1f} | {between.mean():.2f} "
-            f"| {between.min():.2f} | {100 * part.mean():.0f} % |"
-        )
+        norm = f"{norms.min():.1f} to {norms.max():.1f}"
+        cosine = f"{between.mean():.2f} | {between.min():.2f}"
+        print(f"| {suite.name} | {len(suite.tasks)} | {norm} | {cosine} | {100 * part.mean():.0f} % |")
 
 
 if __name__ == "__main__":
