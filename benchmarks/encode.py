@@ -69,9 +69,8 @@ def main() -> None:
     paths: tuple[Literal["fast", "plain"], ...] = ("fast", "plain")
     for path in paths:
         problem = problem_of([task], backbone, EncoderConfig(text_encoder=path))
-        print(
-            f"prompts, {path} text encoder: {per_second(partial(encode, problem), N_PROMPTS, asked.rounds):.0f} a second"
-        )
+        rate = per_second(partial(encode, problem), N_PROMPTS, asked.rounds)
+        print(f"prompts, {path} text encoder: {rate:.0f} a second")
 
 
 if __name__ == "__main__":
