@@ -33,12 +33,14 @@ def test_a_table_a_page_and_files_come_out(compare, tmp_path):
     assert ended.out == (out / "table.md").read_text()
     assert "| Method | Parameters | Training (s) | 1 | 2 | Average |" in ended.out
     assert "## Does sharing help me?" in ended.out
+    assert "## Tasks below zero-shot" in ended.out
     assert re.search(r"10 cells to run, 0 there already.*about \d+\.\d\d core-hours", ended.err)
     assert json.loads((out / "results.json").read_text())["seeds"] == [1, 2]
     assert (out / "results.csv").read_text().startswith("suite,method,row,")
     page = (out / "report.html").read_text()
     assert page.startswith("<!DOCTYPE html>")
     assert "Does sharing help me?" in page
+    assert "What is worse than before" in page
     assert not re.search(r'(?:src|href)="(?!#|data:)', page)
     drawn = {path.name for path in (out / "figures").iterdir()}
     assert {name.partition("-")[0] for name in drawn} == {"accuracy", "gains", "parameters", "time"}

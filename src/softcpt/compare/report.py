@@ -19,7 +19,14 @@ from softcpt.compare.sentences import (
     verdict,
 )
 from softcpt.compare.store import FIGURES, REPORT
-from softcpt.compare.tables import NONE, show_plain_difference, show_score
+from softcpt.compare.tables import (
+    HARM_SAID,
+    NONE,
+    harm_cells,
+    harm_rows,
+    show_plain_difference,
+    show_score,
+)
 from softcpt.core.files import write_whole
 from softcpt.report.blocks import Block, Columns, Details, Facts, Figure, Page, Section, Table, Text
 from softcpt.report.comparison_figures import Point, cost_figure, gains_figure, standalone
@@ -55,6 +62,8 @@ def write_report(folder: Path, results: Results, analysis: Analysis, more: Seque
         sections.append(Section("Mean over suites", [_scores_table(results, None)]))
     if analysis.differences:
         sections.append(_difference_section(results, analysis))
+    if harm_rows(results):
+        sections.append(_harm_section(results))
     sections += more
     if results.failed:
         sections.append(
@@ -204,6 +213,16 @@ def _scores_table(results: Results, name: str | None) -> Table:
         note="Bold: the highest in the last column. Seconds: one training, mean.",
         strong=strong,
     )
+
+
+def _harm_section(results: Results) -> Section:
+    table = Table(
+        caption="Tasks that score below zero-shot",
+        columns=["Method", *map(shots_words, results.shots)],
+        rows=[(row.label, *harm_cells(results, row)) for row in harm_rows(results)],
+        note=HARM_SAID,
+    )
+    return Section("What is worse than before", [table])
 
 
 def _difference_section(results: Results, analysis: Analysis) -> Section:

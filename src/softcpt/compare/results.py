@@ -110,6 +110,11 @@ class Results:
         seconds = [float(cell["train_s"]) for cell in self._cells(suite, row)]
         return statistics.fmean(seconds) if seconds else None
 
+    def harmed(self, row: Row, shots: int) -> tuple[int, int]:
+        """Tasks of all suites that score below zero-shot, mean over seeds; and how many there are."""
+        gains = [gain for suite in self.suites for gain in self.gains(suite.name, row, shots).values()]
+        return sum(gain < 0 for gain in gains), len(gains)
+
     def gains(self, suite: str, row: Row, shots: int) -> dict[str, float]:
         """Task -> gain over zero-shot, mean over seeds."""
         gained: dict[str, list[float]] = {}

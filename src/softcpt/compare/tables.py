@@ -11,6 +11,10 @@ from softcpt.compare.sentences import interval_words, sharing_lines, shots_words
 
 NONE = "–"  # noqa: RUF001  as the paper has it
 
+HARM_SAID = (
+    "Tasks whose mean score over seeds lies below zero-shot with the template, by any amount; of all suites."
+)
+
 
 def markdown(results: Results, analysis: Analysis, more: Sequence[str] = ()) -> str:
     """The whole page.
@@ -30,6 +34,8 @@ def markdown(results: Results, analysis: Analysis, more: Sequence[str] = ()) -> 
     lines += more
     if analysis.differences:
         lines += ["", *_differences(results, analysis)]
+    if any(results.learns(row) for row in results.rows):
+        lines += ["", "## Tasks below zero-shot", "", *_harm_table(results)]
     lines += ["", "## Does sharing help me?", ""]
     lines += [f"- {line}" for line in sharing_lines(analysis)]
     if results.failed:
@@ -117,6 +123,28 @@ def _count(results: Results, suite: str, row: Row) -> str:
 def _seconds(results: Results, suite: str, row: Row) -> str:
     seconds = results.train_s(suite, row)
     return f"{seconds:.1f}" if seconds is not None and results.learns(row) else NONE
+
+
+def _harm_table(results: Results) -> list[str]:
+    lines = [
+        HARM_SAID,
+        "",
+        "| Method | " + " | ".join(shots_words(level) for level in results.shots) + " |",
+        "|---|" + "---:|" * len(results.shots),
+    ]
+    lines += [f"| {row.label} | " + " | ".join(harm_cells(results, row)) + " |" for row in harm_rows(results)]
+    return lines
+
+
+def harm_rows(results: Results) -> list[Row]:
+    """Those that learn: zero-shot cannot fall below itself."""
+    return [row for row in results.rows if results.learns(row)]
+
+
+def harm_cells(results: Results, row: Row) -> list[str]:
+    """``3 of 14`` for each number of shots."""
+    harmed = [results.harmed(row, shots) for shots in results.shots]
+    return [f"{below} of {n}" if n else NONE for below, n in harmed]
 
 
 def _differences(results: Results, analysis: Analysis) -> list[str]:

@@ -218,3 +218,20 @@ def test_files_hold_fractions_and_can_be_read_by_programs(run, tmp_path):
     first = {name: (tmp_path / name).read_bytes() for name in WHOLE}
     write_results(tmp_path, replace(results))
     assert {name: (tmp_path / name).read_bytes() for name in WHOLE} == first
+
+
+def test_tasks_below_zero_shot_are_counted_by_their_mean_over_seeds(run, tmp_path):
+    results = run(tmp_path / "out", methods="coop-mt", shots=(1,), seeds=(1, 2))
+    [row], [suite] = results.rows, results.suites
+    # first task: +10 and -12 points, worse in the mean; second: -10 and +10, no worse; others: better
+    gains = {1: [0.1, -0.1], 2: [-0.12, 0.1]}
+    found = {}
+    for seed, of_seed in gains.items():
+        cell = results.cell(suite.name, row, 1, seed)
+        n_more = len(cell["tasks"]) - 2
+        tasks = [
+            {**task, "zero_shot": 0.5, "score": 0.5 + gain}
+            for task, gain in zip(cell["tasks"], [*of_seed, *[0.2] * n_more], strict=True)
+        ]
+        found[suite.name, row.label, 1, seed] = {**cell, "tasks": tasks}
+    assert replace(results, found=found).harmed(row, 1) == (1, 2 + n_more)
