@@ -183,3 +183,14 @@ def test_ctrl_c_says_that_it_can_go_on(compare, tmp_path, monkeypatch):
     assert ended.code == 130
     assert "the same command goes on from there" in ended.err
     shutil.rmtree(tmp_path / "out")
+
+
+@pytest.mark.parametrize("gpus", ["-3", "0", "2"])
+def test_a_share_of_a_gpu_is_a_share(compare, tmp_path, gpus):
+    ended = compare(tmp_path / "out", "--gpus", gpus)
+    assert ended.code == 2
+    assert "--gpus" in ended.err
+
+
+def test_no_methods_is_not_the_usual_ones(compare, tmp_path):
+    assert compare(tmp_path / "out", "--methods", "").code == 2

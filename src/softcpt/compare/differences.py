@@ -83,7 +83,13 @@ def analyse(results: Results) -> Analysis:
     differences: list[Difference] = []
     if reference is not None:
         others = [row for row in results.rows if row != reference]
-        differences = _corrected([d for row in others for d in compared.everywhere(row, reference)])
+        differences = _corrected(
+            [
+                d
+                for row in others
+                for d in compared.everywhere(row, reference_of(row, reference, results.rows))
+            ]
+        )
     sharing: list[Difference] = []
     if shared is not None and alone is not None:
         for shots in compared.levels:  # each a question of its own, asked of all tasks
@@ -100,6 +106,15 @@ def reference_row(rows: Sequence[Row]) -> Row | None:
             if row.method == key:
                 return row
     return rows[0]
+
+
+def reference_of(row: Row, reference: Row, rows: Sequence[Row]) -> Row:
+    """What a row is compared with: the reference, tuned alike if there is such a row.
+
+    The reference's own tuned rows are compared with it as published.
+    """
+    alike = reference.tuned(row.tuning)
+    return alike if alike in rows and alike != row else reference
 
 
 def shares(method: str) -> bool:

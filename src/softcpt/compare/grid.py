@@ -15,8 +15,17 @@ from softcpt.data.record import Suite
 from softcpt.engine.config import Settings, keys_of, resolve
 from softcpt.methods.registry import get_method
 
-OPTIONS = ("method", "shots", "seed", "backbone", "device")
-"""Keys that are options of a comparison, and no settings of all its runs."""
+OPTIONS = {
+    "method": "--methods",
+    "shots": "--shots",
+    "seed": "--seeds",
+    "backbone": "--backbone",
+    "device": "--device",
+}
+"""Keys that are options of a comparison and no settings of its runs -> how they are given."""
+
+SPLITS = ("split", "split_seed")
+"""Keys that decide which images are for training: the same for all rows."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +99,7 @@ class Grid:
         device: type of device.
         threads: of each cell.
         settings: keys and values for all methods that know them.
+        trained: keys and values for methods that the training loop trains, where nothing else is given.
         resplit: every seed draws its own split.
     """
 
@@ -103,6 +113,7 @@ class Grid:
     threads: int
     settings: Mapping[str, str]
     resplit: bool
+    trained: Mapping[str, str] = field(default_factory=dict)
 
     def check(self) -> None:
         """Resolve every row's settings once.
@@ -112,13 +123,26 @@ class Grid:
         """
         collector = Collector()
         faults = [
-            Fault(key, "is an option of the comparison", f"give it as --{key}, or --{key}s")
+            Fault(key, "is an option of the comparison", f"give it as {OPTIONS[key]}")
             for key in self.settings
             if key in OPTIONS
         ]
         if self.resplit and "split_seed" in self.settings:
             what = "every seed draws its own split"
             faults.append(Fault("split_seed", what, "leave it out, or add --no-resplit"))
+        if self.settings.get("split") == "all":
+            faults.append(Fault("split", "all leaves no test images to compare on", "leave it out"))
+        of_rows = [(row, key) for row in self.rows for key in (*dict(row.settings), *dict(row.tries))]
+        faults += [
+            Fault(f"{row.label}, {key}", "is an option of the comparison", f"give it as {OPTIONS[key]}")
+            for row, key in of_rows
+            if key in OPTIONS
+        ]
+        faults += [
+            Fault(f"{row.label}, {key}", "decides which images a row sees", f"write {key}=... for all rows")
+            for row, key in of_rows
+            if key in SPLITS
+        ]
         known = {key for row in self.rows for key in keys_of(get_method(row.method))}
         faults += [
             Fault(key, "no method of this comparison has such an option", nearest(key, known))
@@ -133,6 +157,7 @@ class Grid:
         if faults:
             collector.errors.append(ConfigError(faults, about="the options"))
         else:
+            draws: dict[str, list[str]] = {}
             for row in self.rows:
                 for point in ({}, *Tried(dict(row.tries)).points()) if row.tries else ({},):
                     collector.keep(
@@ -140,6 +165,17 @@ class Grid:
                             self.places[0], row, self.shots[0], self.seeds[0], point
                         )
                     )
+            if not collector.errors:
+                for row in self.rows:
+                    draw = self.cell(self.places[0], row, self.shots[0], self.seeds[0]).resolved.data.draw
+                    if uses_shots(get_method(row.method)):
+                        draws.setdefault(draw, []).append(row.label)
+            if len(draws) > 1:
+                what = "; ".join(f"{draw}: {', '.join(labels)}" for draw, labels in draws.items())
+                fault = Fault(
+                    "draw", f"rows would see different images ({what})", "write draw=product for all"
+                )
+                collector.errors.append(ConfigError(fault, about="the options"))
         collector.raise_any()
 
     def cell(
@@ -154,8 +190,10 @@ class Grid:
             seed: of the run.
             chosen: settings that were found on val.
         """
-        settings = overrides_for(row, self.settings) | dict(chosen or {})
-        drawn = uses_shots(get_method(row.method))
+        entry = get_method(row.method)
+        settings = dict(self.trained) if entry.trains else {}
+        settings |= overrides_for(row, self.settings) | dict(chosen or {})
+        drawn = uses_shots(entry)
         settings |= {"shots": str(shots if drawn else 1), "seed": str(seed if drawn else 1)}
         settings["device"] = self.device
         if self.resplit:

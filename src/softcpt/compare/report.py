@@ -12,6 +12,7 @@ from softcpt.compare.published import beside, meaning, published_suite
 from softcpt.compare.results import Results, Score
 from softcpt.compare.rows import Row
 from softcpt.compare.sentences import (
+    SHARING_SAID,
     interval_words,
     sharing_sentence,
     sharing_summary,
@@ -134,7 +135,7 @@ def _reading(results: Results, analysis: Analysis) -> Section:
         ("Backbone", str(backbone["description"])),
         ("Seeds", ", ".join(map(str, results.seeds))),
         ("Split", "a new one each seed" if results.about["resplit"] else "one for all seeds"),
-        ("Tuning", "on val, at most 12 trainings a cell" if results.about["tuned"] else "none"),
+        ("Tuning", "on val, at most 12 trainings a cell" if results.about["tuned"] else "no rates"),
         ("Computed on", f"{results.about['device']}, {results.about['threads']} thread(s) a run"),
     ]
     if results.settings:
@@ -168,7 +169,12 @@ def _sharing(analysis: Analysis) -> Section:
         strong=[i for i, d in enumerate(last) if d.is_clear],
     )
     blocks: list[Block] = [
-        Text([sharing_summary(found) for found in of_level.values()]),
+        Text(
+            [
+                *(sharing_summary(found) for found in of_level.values()),
+                f"{SHARING_SAID} {interval_words(max(d.interval.n_seeds for d in analysis.sharing))}",
+            ]
+        ),
         table,
         Details("Task by task, in sentences", [Text([sharing_sentence(d) for d in last])]),
     ]

@@ -49,6 +49,7 @@ class Request:
         shots: training images per class.
         seeds: of the runs; each draws its own split where ``resplit``.
         settings: keys and values for all methods that know them.
+        trained: the same for methods that the training loop trains, unless given.
         tune: add rows whose settings are chosen on val.
         resplit: every seed draws its own split.
         jobs: cells at a time on this machine; None for as many as it has cores for.
@@ -66,6 +67,7 @@ class Request:
     shots: Sequence[int]
     seeds: Sequence[int]
     settings: Mapping[str, str] = field(default_factory=dict)
+    trained: Mapping[str, str] = field(default_factory=dict)
     tune: bool = False
     resplit: bool = True
     jobs: int | None = None
@@ -92,6 +94,10 @@ class Request:
         for name, value in (("jobs", self.jobs), ("threads", self.threads)):
             if value is not None and value < 1:
                 faults.append(Fault(f"--{name}", f"{value} is too few", "give 1 or more"))
+        if not 0 < self.gpus <= 1:
+            faults.append(
+                Fault("--gpus", f"{self.gpus:g} is no share of a GPU", "give more than 0, at most 1")
+            )
         if not self.rows:
             faults.append(Fault("--methods", "names no method"))
         faults += tries_faults(self.rows, self.settings, tune=self.tune)
@@ -154,6 +160,7 @@ def compare(
                 threads=request.threads,
                 settings=request.settings,
                 resplit=request.resplit,
+                trained=request.trained,
             )
             collector.keep(grid.check)
         collector.raise_any()

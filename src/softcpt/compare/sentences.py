@@ -7,6 +7,11 @@ from collections.abc import Sequence
 from softcpt.compare.differences import Analysis, Difference
 from softcpt.compare.statistics import FEWEST_SEEDS
 
+SHARING_SAID = (
+    "The two also differ in the size and number of their steps: what is left of a difference without that, "
+    "the preset controls tells."
+)
+
 
 def shots_words(shots: int | None) -> str:
     """``4 shots``; the average over all where there is no number."""
@@ -34,8 +39,8 @@ def sharing_sentence(difference: Difference) -> str:
         return f"{where}: sharing {verdict(difference)}. {who} ({between})."
     if found.low > 0 or found.high < 0:
         return (
-            f"{where}: a hint, no more. {who} ({between}), but among as many tasks one such difference "
-            "is to be expected by chance."
+            f"{where}: a hint, no more. {who} ({between}), which does not hold after correction "
+            "for the number of tasks."
         )
     return f"{where}: no difference larger than the noise. {who} ({between})."
 
@@ -60,7 +65,11 @@ def sharing_lines(analysis: Analysis) -> list[str]:
         ]
     levels = list(dict.fromkeys(d.shots for d in analysis.sharing))
     of_level = {level: [d for d in analysis.sharing if d.shots == level] for level in levels}
-    lines = [f"{analysis.shared.label} against {analysis.alone.label}, each task by its own metric."]
+    lines = [
+        f"{analysis.shared.label} against {analysis.alone.label}, each task by its own metric. {SHARING_SAID}"
+    ]
+    if analysis.sharing:
+        lines.append(interval_words(max(d.interval.n_seeds for d in analysis.sharing)))
     lines += [sharing_summary(found) for found in of_level.values() if found]
     if levels:
         lines += [sharing_sentence(d) for d in of_level[levels[-1]]]

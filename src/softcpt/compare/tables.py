@@ -58,10 +58,22 @@ def _head(results: Results) -> list[str]:
         given = " ".join(f"{key}={value}" for key, value in results.settings.items())
         said.append(f"For all methods that know them: `{given}`.")
     if not results.about["tuned"]:
-        said.append("Nothing was tuned: all settings are the methods' defaults, or as named.")
+        said.append(
+            "No rate was tuned: settings are the methods' defaults, or as named. Methods that choose a "
+            "strength of their own (heads, probes) choose it on val."
+        )
+    said += [
+        f"{row.label}: `{row_words(row)}`." for row in results.rows if row.name and row.tuning == "published"
+    ]
     if results.about["quick"]:
         said.append("**A quick look, with short trainings: not for conclusions.**")
     return [" ".join(said[:1]), "", *(f"- {line}" for line in [*said[1:], *results.notes])]
+
+
+def row_words(row: Row) -> str:
+    """A row as a command line would name it."""
+    words = [row.method, *(f"{key}={value}" for key, value in row.settings)]
+    return ":".join([*words, *([f"together={row.together}"] if row.together is not None else [])])
 
 
 def main_table(results: Results, suite: str | None) -> list[str]:
@@ -153,7 +165,8 @@ def _differences(results: Results, analysis: Analysis) -> list[str]:
     lines = [
         f"## Differences to {analysis.reference.label}",
         "",
-        f"In points, on the same seeds, tasks and images, with 95 % intervals. {interval_words(n_seeds)} "
+        f"In points, on the same seeds, tasks and images, with 95 % intervals; tuned rows are compared with "
+        f"the reference tuned alike, where it is there. {interval_words(n_seeds)} "
         f"**Bold**: larger than the noise, after Holm's correction for {len(analysis.differences)} "
         "comparisons.",
     ]

@@ -82,6 +82,8 @@ def points_of(row: Row, given: Mapping[str, str]) -> list[dict[str, str]]:
     if row.tries:
         return Grid(dict(row.tries)).points()
     fixed = {*given, *dict(row.settings)}
+    if "lr_factor" in fixed:  # a rate, said in another way
+        fixed.add("lr")
     values = {key: tried for key, tried in grid_of(row.method).values.items() if key not in fixed}
     return Grid(values).points()
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from softcpt.compare.differences import Difference, reference_row, shares, sharing_rows
+from softcpt.compare.differences import Difference, reference_of, reference_row, shares, sharing_rows
 from softcpt.compare.results import Score
 from softcpt.compare.rows import parse_rows
 from softcpt.compare.sentences import sharing_sentence, sharing_summary, verdict
@@ -82,3 +82,12 @@ def test_scores_and_differences_are_shown_in_percent_and_points():
     assert show_score(Score(0.5184, 0, 1)) == "51.8"
     assert show_score(None) == "–"  # noqa: RUF001
     assert show_difference(difference(0.031, 0.005)) == "**+3.1** (2.1 to 4.1)"
+
+
+def test_tuned_rows_are_compared_with_the_reference_tuned_alike():
+    reference, row = parse_rows(["coop-ca", "softcpt-nata"])
+    rows = [reference, row, *(r.tuned("tuned") for r in (reference, row))]
+    assert reference_of(row, reference, rows) == reference
+    assert reference_of(rows[3], reference, rows) == rows[2]
+    assert reference_of(rows[2], reference, rows) == reference  # what tuning brings the reference itself
+    assert reference_of(rows[3], reference, [reference, row, rows[3]]) == reference

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from softcpt.compare import identity
+from softcpt.compare.presets import PRESETS
 from softcpt.compare.rows import Row, parse_rows
 from softcpt.core.errors import ConfigError
 from softcpt.methods.outside import Package
@@ -151,3 +152,44 @@ def test_faults_of_all_rows_are_told_together():
     with pytest.raises(ConfigError) as caught:
         parse_rows(["coop-xx", "coop-ca:lr", "coop-mt", "coop-mt"])
     assert len(caught.value.faults) == 3
+
+
+@pytest.mark.parametrize(
+    "word", ["seed=7", "shots=3", "device=cuda", "method=coop-mt", "split_seed=9", "split=all"]
+)
+def test_rows_may_not_say_what_belongs_to_the_comparison(grid, word):
+    key_, _, _ = word.partition("=")
+    with pytest.raises(ConfigError, match=key_):
+        grid(rows=parse_rows(["zero-shot", f"coop-ca:{word}"]), resplit=False).check()
+
+
+def test_a_split_without_test_images_is_refused_before_anything_is_trained(grid):
+    with pytest.raises(ConfigError, match="leaves no test images"):
+        grid(settings={"split": "all"}).check()
+
+
+def test_rows_that_would_see_other_images_are_refused(grid):
+    rows = parse_rows(["coop-ca", "softcpt-nata:recipe=published"])
+    with pytest.raises(ConfigError, match="see different images"):
+        grid(rows=rows, settings={}).check()
+    grid(rows=rows, settings={"draw": "published"}).check()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_rows_of_presets_see_the_same_images_and_views(grid, preset):
+    rows = PRESETS[preset].rows()
+    of_rows = grid(rows=rows, settings={})
+    of_rows.check()
+    seen = {
+        (cell.resolved.data.draw, cell.resolved.data.split_seed, cell.resolved.train.views)
+        for cell in of_rows.cells()
+        if cell.resolved.train
+    }
+    assert len(seen) == 1
+
+
+def test_quick_trainings_are_those_of_the_loop(grid):
+    rows = parse_rows(["coop-mt", "clap", "tip-adapter-f", "coop-ca:epochs=7"])
+    quick = grid(rows=rows, settings={}, trained={"epochs": "10"})
+    epochs = [cell.settings.get("epochs") for cell in quick.cells()]
+    assert epochs == ["10", None, None, "7"]

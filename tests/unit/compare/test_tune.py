@@ -202,3 +202,7 @@ def test_tuning_without_val_images_is_refused(run, tmp_path, world, two_rates):
     (tmp_path / "given.csv").write_text("\n".join(lines) + "\n")
     with pytest.raises(SuiteError, match="no val images to choose settings by"):
         run(tmp_path / "out", "coop-mt", seeds=(1,), tune=True, suites=[tmp_path / "given.csv"])
+
+
+def test_a_factor_of_the_rate_is_not_tuned_away():
+    assert points_of(Row("coop-mt", (("lr_factor", "10"),)), {}) == [{}]

@@ -159,6 +159,13 @@ def backbone_option(command: Decorated) -> Decorated:
     return click.option("--backbone", metavar="B", callback=need, help=said)(command)
 
 
+def needed_backbone_option(command: Decorated) -> Decorated:
+    """``--backbone``, where nothing else can name it."""
+    return click.option("--backbone", metavar="B", required=True, help=f"The frozen CLIP: {BACKBONE_FORMS}.")(
+        command
+    )
+
+
 def optional_backbone_option(command: Decorated) -> Decorated:
     """``--backbone``, where a part of the work can be done without."""
     said = f"The frozen CLIP: {BACKBONE_FORMS}. Without it, an untrained ViT-B-16 stands in."
