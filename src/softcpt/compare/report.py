@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from softcpt.compare.differences import ALL_SUITES, Analysis, Difference
+from softcpt.compare.learning import CHOSEN_SAID, RATES_SAID, chosen_rows, rate_rows
 from softcpt.compare.published import beside, meaning, published_suite
 from softcpt.compare.results import Results, Score
 from softcpt.compare.rows import Row
@@ -63,6 +64,16 @@ def write_report(folder: Path, results: Results, analysis: Analysis, more: Seque
         sections.append(Section("Mean over suites", [_scores_table(results, None)]))
     if analysis.differences:
         sections.append(_difference_section(results, analysis))
+    learned = [
+        Table(caption=title, columns=["Method", *map(shots_words, results.shots)], rows=list(rows), note=said)
+        for title, said, rows in (
+            ("Chosen on val", CHOSEN_SAID, chosen_rows(results)),
+            ("Effective rates", RATES_SAID, rate_rows(results)),
+        )
+        if rows
+    ]
+    if learned:
+        sections.append(Section("What was learned with", learned))
     if harm_rows(results):
         sections.append(_harm_section(results))
     sections += more

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from softcpt.compare.differences import ALL_SUITES, Analysis, Difference
+from softcpt.compare.learning import CHOSEN_SAID, RATES_SAID, chosen_rows, rate_rows
 from softcpt.compare.results import Results, Score
 from softcpt.compare.rows import Row
 from softcpt.compare.sentences import interval_words, sharing_lines, shots_words
@@ -36,6 +37,10 @@ def markdown(results: Results, analysis: Analysis, more: Sequence[str] = ()) -> 
         lines += ["", *_differences(results, analysis)]
     if any(results.learns(row) for row in results.rows):
         lines += ["", "## Tasks below zero-shot", "", *_harm_table(results)]
+    lines += [
+        *_listed("Chosen on val", CHOSEN_SAID, results, chosen_rows(results)),
+        *_listed("Effective rates", RATES_SAID, results, rate_rows(results)),
+    ]
     lines += ["", "## Does sharing help me?", ""]
     lines += [f"- {line}" for line in sharing_lines(analysis)]
     if results.failed:
@@ -135,6 +140,14 @@ def _count(results: Results, suite: str, row: Row) -> str:
 def _seconds(results: Results, suite: str, row: Row) -> str:
     seconds = results.train_s(suite, row)
     return f"{seconds:.1f}" if seconds is not None and results.learns(row) else NONE
+
+
+def _listed(title: str, said: str, results: Results, rows: Sequence[Sequence[str]]) -> list[str]:
+    if not rows:
+        return []
+    heads = "| Method | " + " | ".join(shots_words(level) for level in results.shots) + " |"
+    lines = ["", f"## {title}", "", said, "", heads, "|---" * (len(results.shots) + 1) + "|"]
+    return [*lines, *("| " + " | ".join(row) + " |" for row in rows)]
 
 
 def _harm_table(results: Results) -> list[str]:

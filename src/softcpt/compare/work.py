@@ -183,8 +183,15 @@ def _trained(job: Job, suite: Suite, backbone: Backbone) -> dict[str, Any]:
         "train_s": round(sum(run.result["seconds"] for run in runs), 3),
         "n_learned": sum(run.result["n_parameters"] for run in runs),
         "n_train": sum(run.result["n_train"] for run in runs),
+        "learning": [_learning(run) for run in runs],
     }
     return result | ({"tasks": tasks, "notes": notes} if job.what == "cell" else {})
+
+
+def _learning(run: Run) -> dict[str, Any]:
+    """What a run says of how it learned."""
+    said = {key: run.result[key] for key in ("tuned", "effective_rates", "report")}
+    return {"tasks": [task.name for task in run.adapter.tasks], **said}
 
 
 def _tested(

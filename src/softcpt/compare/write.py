@@ -95,6 +95,7 @@ def to_content(results: Results, analysis: Analysis) -> dict[str, Any]:
                 "zero_shot": {task["name"]: _rounded(task["zero_shot"]) for task in cell["tasks"]},
                 "test_images": {task["name"]: len(task["images"]) for task in cell["tasks"]},
                 "train_seconds": cell["train_s"],
+                "learning": cell.get("learning", []),
             }
             for (suite, row, shots, seed), cell in results.found.items()
         ],

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import statistics
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 import softcpt
 from softcpt.compare import executor, work
 from softcpt.compare.executor import Failure, Processes
+from softcpt.compare.learning import rate_rows
 from softcpt.compare.rows import Row
 from softcpt.compare.run import Stopped
 from softcpt.compare.write import write_results
@@ -235,3 +237,14 @@ def test_tasks_below_zero_shot_are_counted_by_their_mean_over_seeds(run, tmp_pat
         ]
         found[suite.name, row.label, 1, seed] = {**cell, "tasks": tasks}
     assert replace(results, found=found).harmed(row, 1) == (1, 2 + n_more)
+
+
+def test_the_effective_rate_of_each_row_is_told(run, tmp_path):
+    results = run(tmp_path / "out", methods="zero-shot,coop-ca,softcpt-nata", seeds=(1,))
+    coop, nata = rate_rows(results)
+    assert coop == ("CoOp-CA", "0.002")
+    of_tasks = results.cell(results.suites[0].name, results.rows[2], 1, 1)["learning"][0]["effective_rates"][
+        "start"
+    ]
+    assert nata == ("SoftCPT-NATA", f"{statistics.median(of_tasks.values()):.3g}")
+    assert float(nata[1]) != 0.002

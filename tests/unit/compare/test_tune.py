@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from softcpt.compare import tune, work
+from softcpt.compare.learning import chosen_rows
 from softcpt.compare.rows import Row, parse_rows
 from softcpt.compare.tune import (
     NOTHING,
@@ -17,6 +18,7 @@ from softcpt.compare.tune import (
     published_point,
     tries_faults,
 )
+from softcpt.compare.write import write_results
 from softcpt.core.errors import ConfigError, SuiteError
 from softcpt.engine.config import resolve
 from softcpt.engine.feature_cache import FeatureCache
@@ -110,6 +112,9 @@ def test_the_value_that_did_best_on_val_is_in_the_row(run, tmp_path):
     best = max(sorted(trials), key=lambda rate: trials[rate])
     assert results.cell(name, published, 4, 1)["identity"]["settings"]["lr"] == 0.002
     assert results.cell(name, tuned, 4, 1)["identity"]["settings"]["lr"] == best
+    assert chosen_rows(results) == [(tuned.label, f"lr={best} (1)")]
+    write_results(tmp_path / "out", results)
+    assert f"lr={best} (1)" in (tmp_path / "out" / "table.md").read_text()
 
 
 def test_methods_that_say_nothing_have_their_rate_chosen():
