@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import socket
 
 import pytest
 
@@ -115,6 +116,16 @@ def test_what_cannot_be_is_refused_with_a_reason(compare, tmp_path, words, said)
     ended = compare(tmp_path / "out", *words)
     assert ended.code == 2
     assert said in ended.err
+
+
+def test_a_cluster_that_does_not_answer_is_said_at_once(compare, tmp_path):
+    pytest.importorskip("ray", reason="needs softcpt[ray]")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ended = compare(tmp_path / "out", "--ray", f"127.0.0.1:{port}", "--methods", "coop-mt")
+    assert ended.code == 2
+    assert "nothing answers" in ended.err
 
 
 def test_ray_that_is_not_there_is_named(compare, tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from softcpt.compare.work import Job
 from softcpt.core.errors import ConfigError, Fault
 
 LOCAL = "local"
+
+_WAIT_S = 10.0
 
 
 class OnRay:
@@ -41,6 +44,7 @@ class OnRay:
         self._ray: Any = ray
         self._ours = not ray.is_initialized()
         if self._ours:
+            _check_reachable(address)
             try:
                 ray.init(
                     address=None if address == LOCAL else address,
@@ -90,3 +94,19 @@ def _python_path() -> dict[str, str]:
         if path
         else {}
     )
+
+
+def _check_reachable(address: str) -> None:
+    """Whether anything listens at HOST:PORT; Ray itself would try for minutes and say little.
+
+    Raises:
+        ConfigError: nothing does.
+    """
+    host, colon, port = address.rpartition(":")
+    if not colon or "/" in address or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_WAIT_S).close()
+    except (OSError, OverflowError) as error:
+        fault = Fault("--ray", f"nothing answers at {address} ({error})", "start a cluster: ray start --head")
+        raise ConfigError(fault, about="the options") from error

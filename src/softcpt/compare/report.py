@@ -227,7 +227,7 @@ def _scores_table(results: Results, name: str | None) -> Table:
         caption=f"Accuracy in percent{'' if name is None else f' on {name}'}",
         columns=["Method", *(["Numbers learned", "Seconds"] if name is not None else []), *heads],
         rows=rows,
-        note="Bold: the highest in the last column. Seconds: one training, mean.",
+        note="Bold: the highest in the last column. Seconds: one training, mean, with others beside it.",
         strong=strong,
     )
 

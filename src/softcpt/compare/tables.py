@@ -56,7 +56,7 @@ def _head(results: Results) -> list[str]:
         f"Accuracy on test images in percent by each task's own metric, mean over tasks; mean ± population "
         f"deviation over seeds ({seeds}). Best **bold**, second <u>underlined</u>.",
         f"Backbone: {backbone['description']}; {results.about['device']}, "
-        f"{results.about['threads']} thread(s) a run.",
+        f"{results.about['threads']} thread(s) a run. Training (s): of one run, with others beside it.",
         "Each seed draws its own split." if results.about["resplit"] else "One split for all seeds.",
     ]
     if results.settings:
