@@ -171,7 +171,13 @@ def test_presets_have_rows_that_can_be_run():
     assert len(set(controls)) == len(set(control_rows())) == len(controls)
     labels = [row.label for row in ablation_rows()]
     assert len(set(labels)) == len(labels)
-    assert {"SoftCPT-NATA", "context of 4", "name in front", "task names", "each task alone"} <= set(labels)
+    assert labels == [
+        "SoftCPT-NATA", "context of 4", "context of 8", "name in the middle", "name in front", "task names",
+        "random words for task texts", "learned task features", "task context of 8",
+        "low rank, 1", "low rank, 2", "low rank, 8",
+        "one hidden layer", "CATA, lin", "CATA, linmean", "CATA, lincls", "each task alone",
+        "2 tasks together", "4 tasks together",
+    ]  # fmt: skip
 
 
 def test_published_suites_are_found_however_they_are_spelt():
