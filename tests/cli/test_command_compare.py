@@ -74,6 +74,17 @@ def test_a_quick_look_is_small_and_says_so(compare, tmp_path, monkeypatch):
     assert (content["seeds"], content["shots"]) == ([1], [4])
 
 
+def test_a_quick_look_trains_short_and_fits_heads_whole(softcpt, world, tmp_path):
+    rows = ("--methods", "coop-mt,lp-clip", "--jobs", "1", "--shots", "1", "views=1")
+    where = (world.suite, "--backbone", world.backbone, "--output", tmp_path / "out")
+    ended = softcpt("compare", *where, *rows, "--quick")
+    assert ended.code == 0, ended.err
+    assert "where nothing else is given: `epochs=10`" in ended.out
+    cells = [json.loads(path.read_text())["identity"] for path in (tmp_path / "out" / "cells").iterdir()]
+    epochs = {cell["settings"]["method"]: cell["settings"].get("epochs") for cell in cells}
+    assert epochs == {"coop-mt": 10, "lp-clip": None}
+
+
 def test_rows_with_settings_and_tuned_rows(compare, tmp_path, monkeypatch):
     from softcpt.compare import tune
 
@@ -108,6 +119,8 @@ def test_all_faults_of_a_command_line_are_told(compare, tmp_path):
         (("split_seed=3",), "every seed draws its own split"),
         (("shots=3",), "is an option of the comparison"),
         (("--preset", "ablation", "--methods", "coop-mt"), "has its own rows"),
+        (("--gpus", "0.5"), "is for cells on Ray"),
+        (("--ray",), "Ray runs as many cells at a time as it has room for"),
         (("--preset", "published-table"), "no suite of this name was published"),
     ],
     ids=str,
@@ -118,21 +131,30 @@ def test_what_cannot_be_is_refused_with_a_reason(compare, tmp_path, words, said)
     assert said in ended.err
 
 
-def test_a_cluster_that_does_not_answer_is_said_at_once(compare, tmp_path):
+@pytest.fixture
+def on_ray(softcpt, world):
+    def run(output, address):
+        where = (world.suite, "--backbone", world.backbone, "--output", output)
+        return softcpt("compare", *where, "--ray", *address, "--methods", "coop-mt")
+
+    return run
+
+
+def test_a_cluster_that_does_not_answer_is_said_at_once(on_ray, tmp_path):
     pytest.importorskip("ray", reason="needs softcpt[ray]")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    ended = compare(tmp_path / "out", "--ray", f"127.0.0.1:{port}", "--methods", "coop-mt")
+    ended = on_ray(tmp_path / "out", [f"127.0.0.1:{port}"])
     assert ended.code == 2
     assert "nothing answers" in ended.err
 
 
-def test_ray_that_is_not_there_is_named(compare, tmp_path, monkeypatch):
+def test_ray_that_is_not_there_is_named(on_ray, tmp_path, monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "ray", None)
-    ended = compare(tmp_path / "out", "--ray", "--methods", "coop-mt")
+    ended = on_ray(tmp_path / "out", [])
     assert ended.code == 2
     assert "softcpt[ray]" in ended.err
 
@@ -162,6 +184,19 @@ def test_published_averages_are_those_of_their_columns():
             if name != "ZS-CLIP":
                 mean = sum(figures[s][0] for s in ("1", "2", "4", "8", "16")) / 5
                 assert abs(mean - figures["average"][0]) < 0.011, name
+
+
+def test_all_rows_of_the_published_table_see_the_same_images(compare, own_suite, tmp_path, monkeypatch):
+    (own_suite / "suite.yaml").write_text("name: fashion_20\n")
+    monkeypatch.setattr("softcpt.compare.presets.PUBLISHED", {"coop-ca": "CoOp-CA", "coop-mt": "CoOp-MT"})
+    ended = compare(
+        tmp_path / "out", "--preset", "published-table", "--shots", "1", "--seeds", "1", suites=[own_suite]
+    )
+    assert ended.code == 0, ended.err
+    cells = [json.loads(path.read_text())["identity"] for path in (tmp_path / "out" / "cells").iterdir()]
+    seen = {(cell["settings"]["draw"], cell["settings"]["views"]) for cell in cells}
+    assert seen == {("product", 1)}  # as given: the recipe's own are 16 others
+    assert {cell["settings"]["recipe"] for cell in cells} == {"paper", "published"}
 
 
 def test_presets_have_rows_that_can_be_run():
@@ -206,7 +241,7 @@ def test_ctrl_c_says_that_it_can_go_on(compare, tmp_path, monkeypatch):
 def test_a_share_of_a_gpu_is_a_share(compare, tmp_path, gpus):
     ended = compare(tmp_path / "out", "--gpus", gpus)
     assert ended.code == 2
-    assert "--gpus" in ended.err
+    assert "is no share of a GPU" in ended.err
 
 
 def test_no_methods_is_not_the_usual_ones(compare, tmp_path):

@@ -117,13 +117,16 @@ def reference_of(row: Row, reference: Row, rows: Sequence[Row]) -> Row:
     return alike if alike in rows and alike != row else reference
 
 
-def shares(method: str) -> bool:
-    """Whether a method's prompts of one task depend on the other tasks' images."""
-    entry = get_method(method)
+def shares(row: Row) -> bool:
+    """Whether a row's prompts of one task depend on the other tasks' images."""
+    entry, settings = get_method(row.method), dict(row.settings)
     return (
         entry.trains
         and not entry.separate
-        and (method in ("coop-mt", "mvlpt") or method.startswith("softcpt"))
+        and row.together != 1
+        and (row.method in ("coop-mt", "mvlpt") or row.method.startswith("softcpt"))
+        and not settings.get("kernel", "").startswith("diagonal")
+        and float(settings.get("share", "1")) > 0
     )
 
 
@@ -134,7 +137,7 @@ def sharing_rows(rows: Sequence[Row]) -> tuple[Row | None, Row | None]:
         alone = next((row for row in alike if row.method == "coop-ca"), None) or next(
             (row for row in alike if get_method(row.method).separate), None
         )
-        sharing = [row for row in alike if shares(row.method) and row.together is None]
+        sharing = [row for row in alike if shares(row) and row.together is None]
         sharing.sort(key=lambda row: SHARED.index(row.method) if row.method in SHARED else len(SHARED))
         if alone and sharing:
             return sharing[0], alone

@@ -151,6 +151,9 @@ def _reading(results: Results, analysis: Analysis) -> Section:
     ]
     if results.settings:
         pairs.append(("Settings", " ".join(f"{key}={value}" for key, value in results.settings.items())))
+    if trained := results.about["trained"]:
+        said_of = "Of methods trained step by step"
+        pairs.append((said_of, " ".join(f"{key}={value}" for key, value in trained.items())))
     said = [
         "Accuracy in percent on test images by each task's own metric, mean over tasks; mean ± population "
         "deviation over seeds, no confidence interval. Every method sees the same images under "

@@ -192,6 +192,7 @@ def gather(
         "resplit": grid.resplit,
         "tuned": request.tune,
         "quick": request.quick,
+        "trained": {k: v for k, v in grid.trained.items() if k not in grid.settings},
         "preset": request.preset,
         "torch": sorted({str(torch) for torch, _ in computed_by}),
     }

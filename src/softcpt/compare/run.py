@@ -35,6 +35,9 @@ from softcpt.engine.prepare import resolve_device
 
 logger = logging.getLogger("softcpt")
 
+GPU_SHARE = 0.25
+"""Of a cell on Ray: cached features and one text tower leave most of a GPU free."""
+
 
 class Stopped(Exception):
     """Raised by whoever was told the estimate and wants no more than that."""
@@ -56,7 +59,7 @@ class Request:
         threads: of each cell; part of its result.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         ray: None for this machine; ``local``, ``auto`` or an address for a Ray cluster.
-        gpus: share of a GPU that a cell takes on Ray.
+        gpus: share of a GPU that a cell takes on Ray; None for a quarter.
         cache: folder of image features.
         skip_bad_images: leave out images that cannot be read.
         quick: what is asked for is a first look, and the table says so.
@@ -74,7 +77,7 @@ class Request:
     threads: int = 1
     device: str = "auto"
     ray: str | None = None
-    gpus: float = 0.25
+    gpus: float | None = None
     cache: CacheChoice = None
     skip_bad_images: bool = False
     quick: bool = False
@@ -94,10 +97,15 @@ class Request:
         for name, value in (("jobs", self.jobs), ("threads", self.threads)):
             if value is not None and value < 1:
                 faults.append(Fault(f"--{name}", f"{value} is too few", "give 1 or more"))
-        if not 0 < self.gpus <= 1:
+        if self.gpus is not None and not 0 < self.gpus <= 1:
             faults.append(
                 Fault("--gpus", f"{self.gpus:g} is no share of a GPU", "give more than 0, at most 1")
             )
+        if self.gpus is not None and self.ray is None:
+            faults.append(Fault("--gpus", "is for cells on Ray", "give --ray as well, or leave it out"))
+        if self.jobs is not None and self.ray is not None:
+            what = "Ray runs as many cells at a time as it has room for"
+            faults.append(Fault("--jobs", what, "leave it out"))
         if not self.rows:
             faults.append(Fault("--methods", "names no method"))
         faults += tries_faults(self.rows, self.settings, tune=self.tune)
@@ -234,7 +242,8 @@ class _Comparison:
         if self.request.ray is not None:
             from softcpt.compare.on_ray import OnRay
 
-            gpus = self.request.gpus if self.grid.device == "cuda" else 0.0
+            share = GPU_SHARE if self.request.gpus is None else self.request.gpus
+            gpus = share if self.grid.device == "cuda" else 0.0
             return OnRay(self.request.ray, threads=self.grid.threads, gpus=gpus)
         return InProcess() if self.jobs == 1 else Processes(self.jobs, self.grid.threads)
 

@@ -35,7 +35,7 @@ def markdown(results: Results, analysis: Analysis, more: Sequence[str] = ()) -> 
     lines += more
     if analysis.differences:
         lines += ["", *_differences(results, analysis)]
-    if any(results.learns(row) for row in results.rows):
+    if harm_rows(results):
         lines += ["", "## Tasks below zero-shot", "", *_harm_table(results)]
     lines += [
         *_listed("Chosen on val", CHOSEN_SAID, results, chosen_rows(results)),
@@ -62,6 +62,9 @@ def _head(results: Results) -> list[str]:
     if results.settings:
         given = " ".join(f"{key}={value}" for key, value in results.settings.items())
         said.append(f"For all methods that know them: `{given}`.")
+    if results.about["trained"]:
+        given = " ".join(f"{key}={value}" for key, value in results.about["trained"].items())
+        said.append(f"For methods trained step by step, where nothing else is given: `{given}`.")
     if not results.about["tuned"]:
         said.append(
             "No rate was tuned: settings are the methods' defaults, or as named. Methods that choose a "

@@ -23,7 +23,7 @@ from softcpt.data.record import Suite
 from softcpt.data.split import PARTS
 from softcpt.engine.config import Settings
 from softcpt.engine.features import autocast, encode_pixels, image_shape
-from softcpt.engine.loop import n_steps
+from softcpt.engine.loop import matrix_products, n_steps
 from softcpt.engine.prepare import Plan, Prepared, prepare_run
 from softcpt.engine.support import allocate
 from softcpt.engine.train import Part, parts_of
@@ -224,9 +224,10 @@ def _seconds_per_step(part: Part, backbone: Backbone, settings: Settings) -> flo
     columns = part.pool.columns[spread].to(backbone.device)
 
     def step() -> None:
-        with autocast(backbone.device, settings.encoder.precision):
-            losses = part.classifier.losses(features, columns, rng=generator)
-        part.classifier.backward(losses)
+        with matrix_products(part.training.matmul):
+            with autocast(backbone.device, settings.encoder.precision):
+                losses = part.classifier.losses(features, columns, rng=generator)
+            part.classifier.backward(losses)
         part.classifier.zero_grad(set_to_none=True)
 
     return _seconds(step, backbone)

@@ -66,10 +66,23 @@ def test_sharing_is_asked_of_rows_tuned_alike():
 @pytest.mark.parametrize("method", [method.key for method in list_methods()])
 def test_methods_that_train_tasks_apart_do_not_share(method):
     apart = {"zero-shot", "coop-ca", "coop-ca-joint", "coop-cs", "coop-cs-joint"}
+    [row] = parse_rows([method])
     if method in apart:
-        assert not shares(method)
-    if method in ("coop-mt", "softcpt-nata", "softcpt-star"):
-        assert shares(method)
+        assert not shares(row)
+    if method in ("coop-mt", "softcpt-nata", "softcpt-star", "softcpt-dual"):
+        assert shares(row)
+
+
+def test_rows_whose_settings_take_the_sharing_away_do_not_share():
+    words = [
+        "softcpt-dual:kernel=diagonal",
+        "softcpt-dual:kernel=diagonal-top",
+        "softcpt-dual:kernel=rho:share=0",
+    ]
+    assert [shares(row) for row in parse_rows(words)] == [False] * 3
+    assert shares(*parse_rows(["softcpt-dual:kernel=rho:share=0.2"]))
+    shared, alone = parse_rows(["softcpt-dual:kernel=diagonal", "coop-ca"])
+    assert sharing_rows([shared, alone]) == (None, None)
 
 
 def test_best_and_second_are_marked_and_equals_share_a_place():

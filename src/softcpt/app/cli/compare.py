@@ -69,7 +69,7 @@ _FAILED = 5  # as for runs: the table is there, but not whole
     show_default=True,
     help="Every seed draws its own train, val and test parts, or one split for all.",
 )
-@click.option("--jobs", type=int, metavar="N", help="Cells at a time.  [default: one a core]")
+@click.option("--jobs", type=int, metavar="N", help="Cells at a time on this machine.  [default: one a core]")
 @click.option(
     "--threads", type=int, default=1, show_default=True, metavar="N", help="Of each cell; part of its result."
 )
@@ -84,10 +84,8 @@ _FAILED = 5  # as for runs: the table is there, but not whole
 @click.option(
     "--gpus",
     type=float,
-    default=0.25,
-    show_default=True,
     metavar="X",
-    help="Share of a GPU a cell takes on Ray.",
+    help="Share of a GPU a cell takes on Ray.  [default: 0.25]",
 )
 @click.option(
     "--device",
@@ -114,7 +112,7 @@ def compare(
     jobs: int | None,
     threads: int,
     ray: str | None,
-    gpus: float,
+    gpus: float | None,
     device: str,
     skip_bad_images: bool,
     cache: Path | None,
@@ -149,7 +147,7 @@ def compare(
         rows=rows,
         shots=_numbers("--shots", shots),
         seeds=_numbers("--seeds", seeds),
-        settings=(QUICK if quick else {}) | settings,
+        settings=(dict(PRESETS[preset].settings) if preset else {}) | (QUICK if quick else {}) | settings,
         trained=QUICK_TRAINED if quick else {},
         tune=tune,
         resplit=resplit,
