@@ -49,7 +49,7 @@ def write_card(
         "logit_scale": f"{backbone.logit_scale:.1f}", "digest": backbone.digest,
         "word_size": f"{float(backbone.text.token_embedding.weight.square().mean().sqrt()):.3f}",
         "learned_scale": f"{float(run.model.logit_scale.detach().exp()):.1f}",
-        "share_blanks": round(100 * run.settings.blanks),
+        "blanks": blanks_said(run.settings.blanks),
         "share_captioned": round(100 * run.settings.captioned),
         "rate": run.settings.rate, "batch_size": run.settings.batch_size, "steps": run.step,
         "images": f"{images:,}", "epochs": f"{images / max(facts['n_photos'], 1):.1f}",
@@ -60,6 +60,22 @@ def write_card(
     card = Template((_HERE / "MODEL_CARD.template.md").read_text("utf-8")).substitute(values)
     (folder / CARD).write_text(card, encoding="utf-8")
     shutil.copyfile(_HERE / LICENCE, folder / LICENCE)
+
+
+def blanks_said(share: float) -> str:
+    """What the card says of captions with random vectors before them.
+
+    A run may end with another share than it began with; the notes tell what became of them.
+    """
+    if share == 0:
+        return (
+            "No caption has random vectors before it in the last part of the training (what became of them "
+            "is told below)."
+        )
+    return (
+        f"{100 * share:.0f} % of the captions have up to 16 random vectors before them, as a learned context "
+        "has before it has learned."
+    )
 
 
 def figure_table(figures: Mapping[str, Mapping[str, float]]) -> str:

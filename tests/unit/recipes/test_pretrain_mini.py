@@ -6,6 +6,7 @@ import io
 import socket
 import tarfile
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch.nn.functional import normalize
 
 from recipes.pretrain_mini.batches import Batches, Material, main_colours, pair_caption
 from recipes.pretrain_mini.captions import Subject, Words, read_subjects, take_apart
-from recipes.pretrain_mini.card import write_card
+from recipes.pretrain_mini.card import blanks_said, write_card
 from recipes.pretrain_mini.changes import COLOURS, KINDS, apply_changes, crop_and_flip, draw_changes
 from recipes.pretrain_mini.data import read_photos
 from recipes.pretrain_mini.evaluate import encode_prompts
@@ -334,7 +335,14 @@ def test_a_few_steps_export_a_backbone_that_both_libraries_read(material: Materi
     card = (folder / "MODEL_CARD.md").read_text("utf-8")
     assert ours.digest in card
     assert "$" not in card
+    assert blanks_said(run.settings.blanks) in card
     assert (folder / "WEIGHTS_LICENSE.md").exists()
+
+
+def test_the_card_of_the_package_says_what_its_recipe_would() -> None:
+    packaged = resources.files("softcpt") / "backbones" / "mini" / "MODEL_CARD.md"
+    assert blanks_said(0) in packaged.read_text("utf-8")
+    assert "25 % of the captions" in blanks_said(0.25)
 
 
 def test_exported_text_features_have_the_mean_norm_10(tmp_path: Path) -> None:
