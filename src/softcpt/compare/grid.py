@@ -173,7 +173,9 @@ class Grid:
             if len(draws) > 1:
                 what = "; ".join(f"{draw}: {', '.join(labels)}" for draw, labels in draws.items())
                 fault = Fault(
-                    "draw", f"rows would see different images ({what})", "write draw=product for all"
+                    "draw",
+                    f"rows would see different images ({what})",
+                    "write draw=product, or draw=published, for all",
                 )
                 collector.errors.append(ConfigError(fault, about="the options"))
         collector.raise_any()

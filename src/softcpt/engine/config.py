@@ -231,7 +231,9 @@ def parse_pairs(pairs: Sequence[str]) -> dict[str, str]:
         key, sign, value = pair.partition("=")
         key = key.strip()
         if not sign or not re.fullmatch(r"[a-z][a-z_]*", key):
-            faults.append(Fault(repr(pair), "is not key=value", "write for example epochs=20"))
+            faults.append(
+                Fault(repr(pair), "is not key=value", "write for example epochs=20, in small letters")
+            )
         elif key in values:
             faults.append(Fault(key, "given twice", "leave one out"))
         else:

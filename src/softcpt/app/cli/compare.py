@@ -79,7 +79,7 @@ _FAILED = 5  # as for runs: the table is there, but not whole
     is_flag=False,
     flag_value="local",
     help="Run the cells on a Ray cluster (softcpt[ray]): at an address, auto for the one this machine is in, "
-    "or without either one of this machine's own.",
+    "or without either one of this machine's own; a word that follows is taken for the address.",
 )
 @click.option(
     "--gpus",
