@@ -56,7 +56,7 @@ def test_a_killed_workers_cells_run_again_and_the_results_are_those_of_one_proce
     toy = write_toy_backbone(tmp_path / "toy")
     settings = {"epochs": "10", "views": "1"}
     rows = parse_rows(["zero-shot", "coop-mt"])
-    asked = Request(rows, [1], [1, 2, 3], settings, jobs=1, cache=tmp_path / "cache")
+    asked = Request(rows, [1], [1, 2, 3], settings, cache=tmp_path / "cache")
     killed: list[int] = []
 
     def kill_a_worker() -> None:
@@ -78,7 +78,7 @@ def test_a_killed_workers_cells_run_again_and_the_results_are_those_of_one_proce
     watcher.join()
     assert killed
     assert not on_ray.failed
-    here = compare([suite], toy, tmp_path / "here", asked)
+    here = compare([suite], toy, tmp_path / "here", Request(**(vars(asked) | {"jobs": 1})))
     assert on_ray.found.keys() == here.found.keys()
     for place, cell in here.found.items():
         assert on_ray.found[place]["tasks"] == cell["tasks"]

@@ -178,7 +178,7 @@ def test_rows_that_would_see_other_images_are_refused(grid):
 @pytest.mark.parametrize("preset", PRESETS)
 def test_rows_of_presets_see_the_same_images_and_views(grid, preset):
     rows = PRESETS[preset].rows()
-    of_rows = grid(rows=rows, settings={})
+    of_rows = grid(rows=rows, settings=PRESETS[preset].settings)
     of_rows.check()
     seen = {
         (cell.resolved.data.draw, cell.resolved.data.split_seed, cell.resolved.train.views)
