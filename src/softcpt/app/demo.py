@@ -58,7 +58,7 @@ class Plan:
     epochs: int = 10
     views: int = 4
     rates: Mapping[str, float] = field(
-        default_factory=lambda: MappingProxyType({"coop-ca": 0.006, "coop-mt": 0.006, "softcpt-nata": 0.006})
+        default_factory=lambda: MappingProxyType({"coop-ca": 0.02, "coop-mt": 0.006, "softcpt-nata": 0.002})
     )
 
 

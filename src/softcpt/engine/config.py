@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from softcpt.clip.text_shared import SAVED_GB
 from softcpt.core.errors import ConfigError, Fault, nearest
@@ -106,7 +106,10 @@ class TrainConfig(_Settings):
     matmul: Literal["full", "fast"] = Field(
         "full", description="matrix products of a step; fast: in bfloat16 or TF32, where the hardware has it"
     )
-    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
+    optimizer: Literal["sgd", "adam"] = Field(
+        "sgd", description="adam: AdamW, whose steps do not depend on the size of gradients; needs its own lr"
+    )
+    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD; Adam's first decay")
     weight_decay: float = Field(5e-4, ge=0, description="on everything learned")
     warmup_epochs: int = Field(1, ge=0, description="epochs at the warm-up rate, at the beginning")
     warmup_lr: float = Field(1e-5, gt=0, description="the warm-up's constant rate")
@@ -132,6 +135,15 @@ class TrainConfig(_Settings):
     )
     views: int = Field(16, ge=0, description="random views of an image; 0: the centre only")
 
+    @model_validator(mode="after")
+    def _factors_are_of_gradients(self) -> TrainConfig:
+        if self.optimizer == "adam" and isinstance(self.lr_factor, str):
+            raise ValueError(
+                f"lr_factor={self.lr_factor} is of steps along gradients, and those of optimizer=adam are "
+                "not; leave one of them out"
+            )
+        return self
+
     def optim(self, shots: int | None) -> OptimSpec:
         """What the optimiser is told.
 
@@ -143,6 +155,7 @@ class TrainConfig(_Settings):
         return OptimSpec(
             lr=self.lr * self.lr_factor,
             epochs=self.n_epochs(shots),
+            optimizer=self.optimizer,
             momentum=self.momentum,
             weight_decay=self.weight_decay,
             warmup="constant" if self.warmup_epochs else "none",

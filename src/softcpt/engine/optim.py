@@ -1,4 +1,4 @@
-"""One optimizer and one schedule: plain SGD whose rate follows a cosine after a warm-up.
+"""One optimizer and one schedule: SGD, or AdamW, whose rate follows a cosine after a warm-up.
 
 The published code registers one optimizer under several names and steps it once for each, per batch, and
 its schedule likewise per epoch. ``repeated_steps`` is that number (the protocol's K), 1 where nothing is
@@ -25,8 +25,10 @@ class OptimSpec:
     Attributes:
         lr: the cosine's start.
         epochs: the cosine's period, and the length of training.
-        momentum: of SGD, without dampening or Nesterov.
-        weight_decay: on everything learned (CoOp's inherited default).
+        optimizer: ``sgd``, or ``adam``: AdamW (arXiv:1711.05101), whose steps are as large as the rate says
+            whatever the size of the gradient.
+        momentum: of SGD, without dampening or Nesterov; Adam's first decay. Adam's second is 0.999.
+        weight_decay: on everything learned (CoOp's inherited default); Adam's is apart from the gradient.
         warmup: ``constant`` at ``warmup_lr``; ``linear`` from it to ``lr``; ``none``.
         warmup_steps: scheduler steps of the warm-up (epochs, where nothing is repeated).
         recount: whether the cosine counts from 0 after the warm-up.
@@ -35,6 +37,7 @@ class OptimSpec:
 
     lr: float = 0.002
     epochs: int = 50
+    optimizer: Literal["sgd", "adam"] = "sgd"
     momentum: float = 0.9
     weight_decay: float = 5e-4
     warmup: Literal["constant", "linear", "none"] = "constant"
@@ -68,14 +71,13 @@ def _cosine(spec: OptimSpec, step: int) -> float:
     return spec.lr * (1 + math.cos(math.pi * step / spec.epochs)) / 2
 
 
-def build_optimizer(parameters: Iterable[nn.Parameter], spec: OptimSpec) -> torch.optim.SGD:
-    """SGD over everything learned."""
-    return torch.optim.SGD(
-        [p for p in parameters if p.requires_grad],
-        lr=spec.lr,
-        momentum=spec.momentum,
-        weight_decay=spec.weight_decay,
-    )
+def build_optimizer(parameters: Iterable[nn.Parameter], spec: OptimSpec) -> torch.optim.Optimizer:
+    """The optimiser of everything learned."""
+    learned = [p for p in parameters if p.requires_grad]
+    if spec.optimizer == "adam":
+        betas = (spec.momentum, 0.999)
+        return torch.optim.AdamW(learned, lr=spec.lr, betas=betas, weight_decay=spec.weight_decay)
+    return torch.optim.SGD(learned, lr=spec.lr, momentum=spec.momentum, weight_decay=spec.weight_decay)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

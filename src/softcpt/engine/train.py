@@ -347,8 +347,11 @@ def measured_facts(
 
 
 def _effective(classifier: Classifier, settings: Settings) -> dict[str, float]:
-    """Effective rate on each task's context, where the method trains and has a formula."""
-    if not settings.method.trains:
+    """Effective rate on each task's context, where the method trains and has a formula.
+
+    Adam's steps have none: they do not grow with the gradient.
+    """
+    if not settings.method.trains or settings.training().optimizer != "sgd":
         return {}
     rate = with_numbers(settings, classifier.problem).optim(settings.run.shots).lr
     return effective_rates(classifier, rate)

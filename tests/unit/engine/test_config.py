@@ -149,6 +149,13 @@ def test_text_memory_is_refused_where_nothing_is_kept():
     assert resolve({"text_memory_gb": "1"}).encoder.text_memory_gb == 1.0
 
 
+def test_factors_of_gradients_are_refused_where_steps_do_not_follow_them():
+    given = {"method": "coop-ca-joint", "optimizer": "adam"}
+    [fault] = faults_of(given | {"lr_factor": "task-norms"}).values()
+    assert "leave one of them out" in f"{fault.what} {fault.fix}"
+    assert resolve(given | {"lr_factor": "3"}).training().optim(4).lr == pytest.approx(0.006)
+
+
 def test_unknown_methods_and_recipes_name_the_nearest():
     assert "softcpt-nata" in faults_of({"method": "nata"})["method"].fix
     assert "published" in faults_of({"recipe": "publised"})["recipe"].fix

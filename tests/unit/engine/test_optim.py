@@ -32,6 +32,28 @@ def test_a_parameter_the_loss_does_not_see_still_decays():
     assert unseen.item() == pytest.approx(1 - 0.1 * 0.5)
 
 
+def test_adams_steps_do_not_depend_on_the_size_of_gradients_and_decay_is_apart():
+    small, large = nn.Parameter(torch.full((2,), 2.0)), nn.Parameter(torch.full((2,), 2.0))
+    spec = OptimSpec(lr=0.1, optimizer="adam", weight_decay=0.5)
+    optimizer = build_optimizer([small, large], spec)
+    take_step(optimizer, (1e-2 * small).sum() + (1e3 * large).sum(), spec)
+    # The first step is the rate itself: both means are the gradient's, and cancel.
+    assert torch.allclose(small, torch.full((2,), 2.0 * (1 - 0.1 * 0.5) - 0.1), atol=1e-5)
+    assert torch.allclose(small, large, atol=1e-5)
+
+
+def test_momentum_is_adams_first_decay():
+    parameter = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    spec = OptimSpec(lr=0.1, optimizer="adam", momentum=0.5, weight_decay=0)
+    optimizer = build_optimizer([parameter], spec)
+    take_step(optimizer, (2.0 * parameter).sum(), spec)
+    before = parameter.detach().clone()
+    take_step(optimizer, (-1.0 * parameter).sum(), spec)
+    mean = (0.5 * 0.5 * 2.0 + 0.5 * -1.0) / (1 - 0.5**2)
+    square = (0.999 * 0.001 * 4.0 + 0.001 * 1.0) / (1 - 0.999**2)
+    assert torch.allclose(parameter - before, torch.tensor(-0.1 * mean / square**0.5, dtype=torch.float64))
+
+
 @pytest.mark.parametrize(
     ("epoch", "rates"),
     [

@@ -70,6 +70,7 @@ def test_the_same_seed_gives_the_same_numbers_to_the_last_bit(quick):
     ("key", "value"),
     [
         ("shots", 1), ("epochs", 3), ("lr", 0.01), ("batch_size", 5), ("momentum", 0.5),
+        ("optimizer", "adam"),
         ("weight_decay", 0.1), ("warmup_epochs", 0), ("warmup_lr", 1e-3), ("repeated_steps", 2),
         ("balance", "tasks"),
         ("loss_weights", "log-classes"), ("loss_weights", "tasks"), ("loss_weights", "shape:5"), ("views", 1),
