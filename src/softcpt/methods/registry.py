@@ -24,6 +24,7 @@ from softcpt.methods import (
     residual,
     ridge,
     softcpt,
+    span,
     taskres,
     tip_adapter,
     zero_shot,
@@ -67,6 +68,7 @@ _METHODS = {
         dual.DUAL,
         basis.BASIS,
         residual.RESIDUAL,
+        span.SPAN,
     )
 }
 

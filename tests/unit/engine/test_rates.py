@@ -162,6 +162,7 @@ def test_a_run_reports_its_tasks_gradients(quick, weighting):
     [
         ("softcpt-basis", {}),
         ("softcpt-residual", {"residual_penalty": "inf"}),
+        ("softcpt-span", {"span": "own", "span_size": 2}),
         ("softcpt-nata-separate", {}),
         ("softcpt-nata", {"meta": "mlp", "task_text": "vectors"}),
         ("softcpt-nata", {"meta": "lowrank", "freeze_down": True, "task_text": "shuffled"}),
