@@ -9,11 +9,11 @@ import pytest
 
 from softcpt.app.cli import compare as command
 from softcpt.compare import published
-from softcpt.compare.presets import PUBLISHED, ablation_rows, control_rows, published_rows
+from softcpt.compare.presets import PUBLISHED, ablation_rows, control_rows, published_rows, rate_rows
 from softcpt.compare.run import Request
 from softcpt.core.errors import ConfigError
-from softcpt.engine.config import keys_of
-from softcpt.methods.registry import get_method
+from softcpt.engine.config import keys_of, resolve
+from softcpt.methods.registry import get_method, list_methods
 
 FAST = ("epochs=1", "views=1", "--jobs", "1")
 
@@ -200,10 +200,20 @@ def test_all_rows_of_the_published_table_see_the_same_images(compare, own_suite,
 
 
 def test_presets_have_rows_that_can_be_run():
-    for row in (*ablation_rows(), *control_rows(), *published_rows()):
+    for row in (*ablation_rows(), *control_rows(), *published_rows(), *rate_rows()):
         assert {key for key, _ in row.settings} <= set(keys_of(get_method(row.method)))
     controls = [row.label for row in control_rows()]
     assert len(set(controls)) == len(set(control_rows())) == len(controls)
+    rates = rate_rows()
+    assert len(set(rates)) == len({row.label for row in rates}) == len(rates)
+    trained = [method for method in list_methods() if method.trains and "lr_factor" in keys_of(method)]
+    assert {"cocoop", "plot", "softcpt-dual", "kgcoop"} < {method.key for method in trained}
+    for method in trained:
+        own = [dict(row.settings) for row in rates if row.method == method.key]
+        assert [keys.get("lr_factor") for keys in own][:5] == [None, "3", "10", "30", "100"]
+        assert ("init_scale" in keys_of(method)) == ("init_scale" in own[-1])
+        for keys in own:
+            resolve({"method": method.key, "shots": "4", **keys})
     labels = [row.label for row in ablation_rows()]
     assert len(set(labels)) == len(labels)
     assert labels == [

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from softcpt.compare.rows import Row
+from softcpt.engine.config import keys_of
+from softcpt.methods.registry import list_methods
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,21 @@ def control_rows() -> list[Row]:
     ]
 
 
+def rate_rows() -> list[Row]:
+    """Every method that trains prompts: its rate times the factors, and its random start times ten."""
+    rows = []
+    for method in list_methods():
+        if not method.trains or "lr_factor" not in keys_of(method):
+            continue
+        rows += [Row(method.key, () if f == "1" else (("lr_factor", f),)) for f in CONTROL_FACTORS]
+        own = method.config.model_fields
+        if "init_scale" in own:
+            # Words are no random start: without them the method has one.
+            words = "init_words" in own and own["init_words"].default is not None and "task_text" not in own
+            rows.append(Row(method.key, (("init_scale", "10"), *((("init_words", ""),) if words else ()))))
+    return rows
+
+
 _OTHER_TEXTS = (
     ("other tasks'", "shuffled"),
     ("equal", "identical"),
@@ -139,6 +156,7 @@ def published_rows() -> list[Row]:
 PRESETS = {
     "ablation": Preset(ablation_rows, "4"),
     "controls": Preset(control_rows, "4"),
+    "rates": Preset(rate_rows, "4"),
     # The recipe would take images and views of its own: these are every row's.
     PUBLISHED_TABLE: Preset(published_rows, "1,2,4,8,16", {"draw": "product", "views": "16"}),
 }

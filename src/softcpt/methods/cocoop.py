@@ -60,6 +60,7 @@ class CoCoOp(Classifier):
             copies=None,
             streams=streams,
             purpose="context",
+            scale=config.init_scale,
         )
         self.context = nn.Parameter(start)
         text = problem.text

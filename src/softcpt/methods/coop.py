@@ -51,6 +51,13 @@ class ContextConfig(MethodConfig):
     init_words: str | None = Field(
         None, description="words the context starts from; its length is then theirs"
     )
+    init_scale: float = Field(1.0, gt=0, description="factor of the class prompts' random start")
+
+    @model_validator(mode="after")
+    def _scale_has_an_effect(self) -> ContextConfig:
+        if self.init_words is not None and self.init_scale != 1:
+            raise ValueError("init_scale has no effect on words; leave it or init_words out")
+        return self
 
 
 class WordsConfig(ContextConfig):
@@ -64,12 +71,6 @@ class WordsConfig(ContextConfig):
 
 class CoOpConfig(ContextConfig, PromptConfig):
     """Options of CoOp."""
-
-    @model_validator(mode="after")
-    def _scale_has_an_effect(self) -> CoOpConfig:
-        if self.init_words is not None and self.init_scale != 1:
-            raise ValueError("init_scale has no effect on words; leave it or init_words out")
-        return self
 
 
 class CoOp(PromptClassifier):
@@ -99,7 +100,7 @@ class CoOp(PromptClassifier):
                 copies=copies[sharing],
                 streams=streams,
                 purpose="context",
-                scale=config.init_scale if isinstance(config, PromptConfig) else 1.0,
+                scale=config.init_scale,
             )
         )
         self.position = config.position

@@ -40,6 +40,7 @@ class PLOTConfig(MethodConfig):
 
     context_length: int = Field(16, ge=1, description="context tokens of a class prompt")
     position: Position = Field("end", description="where the name stands")
+    init_scale: float = Field(1.0, gt=0, description="factor of the class prompts' random start")
     prompts: int = Field(4, ge=1, description="contexts, and so prompts, of each class")
     epsilon: float = Field(0.1, gt=0, description="weight of the plan's entropy")
     tolerance: float = Field(0.01, gt=0, description="the plan is found when its scales move less than this")
@@ -55,7 +56,7 @@ class PLOT(PromptClassifier):
     def __init__(self, problem: Problem, config: PLOTConfig, streams: Streams) -> None:
         super().__init__(problem)
         shape = (config.prompts, config.context_length, problem.text.width)
-        self.context = nn.Parameter(random_context(problem, shape, streams("context")))
+        self.context = nn.Parameter(random_context(problem, shape, streams("context"), config.init_scale))
         self.prompts = class_prompts(problem, config.context_length, config.position)
         self.config = config
 

@@ -66,3 +66,25 @@ def test_equal_contexts_make_all_three_kinds_one_classifier(problem, streams):
         with torch.no_grad():
             other.context.copy_(shared.context.expand(copies, -1, -1))
         assert torch.allclose(other.class_features(), shared.class_features(), atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("key", "own"),
+    [
+        ("coop-ca", {}),
+        ("mvlpt", {}),
+        ("plot", {}),
+        *((key, {"init_words": ""}) for key in ("cocoop", "kgcoop")),
+    ],
+)
+def test_a_random_start_is_scaled_and_words_are_not(problem, streams, key, own):
+    method = get_method(key)
+    starts = []
+    for scale in (1.0, 10.0):
+        made = method.build(problem, method.config(context_length=3, init_scale=scale, **own), streams)
+        contexts = [p for name, p in made.named_parameters() if name.endswith("context")]
+        starts.append(torch.cat([p.flatten() for p in contexts]).detach())
+    assert torch.allclose(starts[1], 10 * starts[0], rtol=1e-5, atol=0)
+    if key != "plot":
+        with pytest.raises(ValueError, match="no effect on words"):
+            method.config(init_scale=10.0, init_words="a photo of a")

@@ -53,8 +53,8 @@ _FAILED = 5  # as for runs: the table is there, but not whole
 @needed_backbone_option
 @click.option(
     "--preset",
-    type=click.Choice(["ablation", "controls", "published-table"]),
-    help="The paper's ablations, controls of SoftCPT's gain, or the main table beside the published figures.",
+    type=click.Choice(["ablation", "controls", "rates", "published-table"]),
+    help="The paper's ablations, controls of its gain, all methods at other rates, or the published table.",
 )
 @click.option("--quick", is_flag=True, help="A first look: 4 shots, one seed, 10 epochs, 4 views.")
 @click.option(
