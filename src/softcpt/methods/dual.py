@@ -16,7 +16,7 @@ every task; ``diagonal``, ``diagonal-top`` and ``learned`` have no k, and refuse
 from __future__ import annotations
 
 from hashlib import sha256
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -34,7 +34,7 @@ from softcpt.methods.kernel import (
 )
 from softcpt.methods.meta import start_projection
 from softcpt.methods.prompt_heads import with_head
-from softcpt.methods.prompts import PromptConfig, encode_prompts, random_context
+from softcpt.methods.prompts import HeadTune, PromptConfig, encode_prompts, random_context
 from softcpt.methods.task_features import (
     TaskTextConfig,
     check_texts_matter,
@@ -243,10 +243,50 @@ def _build(problem: Problem, config: DualConfig, streams: Streams) -> TaskPrompt
     return TaskPrompts(problem, config, kind(problem, config, streams))
 
 
+class RhoConfig(DualConfig):
+    """Options of the dual form as we chose it: independent tasks that take each other's steps in part."""
+
+    kernel: Literal["rho"] = Field("rho", description="a fifth of every step is every task's")
+    share: float = Field(0.2, ge=0, le=1, description="part of a step that all tasks take (rho)")
+
+
+class PlusConfig(RhoConfig):
+    """The same, and a head on top."""
+
+    head: Literal["tip", "ridge", "lp++", "logistic"] = Field(
+        "logistic", description="fitted to trained prompts and images: tip, ridge, lp++, logistic"
+    )
+    head_tune: HeadTune = Field(
+        "task", description="a head's settings: one for the suite, for each task, or the published ones"
+    )
+
+
 DUAL = Method(
     key="softcpt-dual",
     label="SoftCPT-dual",
     summary="a context per task, gradients shared by a kernel of the tasks' texts",
     config=DualConfig,
     build=with_head(_build),
+)
+
+_SHARES = {"share": ("0.5", "0.2", "0"), "lr": ("0.001", "0.002", "0.004")}
+
+RHO = Method(
+    key="softcpt-rho",
+    label="SoftCPT-rho",
+    summary="our choice, prompts alone: a context per task, a fifth of each step shared, AdamW",
+    config=RhoConfig,
+    build=with_head(_build),
+    defaults={"optimizer": "adam"},
+    tunes=_SHARES,
+)
+
+PLUS = Method(
+    key="softcpt-plus",
+    label="SoftCPT+",
+    summary="our choice: softcpt-rho, then a logistic regression on top of each task's prompts",
+    config=PlusConfig,
+    build=with_head(_build),
+    defaults={"optimizer": "adam"},
+    tunes=_SHARES,
 )

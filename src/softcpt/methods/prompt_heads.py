@@ -1,20 +1,22 @@
 """Learned prompts, then a head on cached features whose text they are. Ours.
 
     tip      s f T^t + alpha exp(-beta (1 - f K^t)) Y             T: class features of the learned prompts
+    logistic gamma s f T^t + x W^t + b                            gamma 1 or 0 (logistic.py)
     ridge    omega log p_prompts + (1 - omega) log p_ridge         ridge towards T, closed form
     lp++     omega log p_prompts + (1 - omega) log p_lp++          LP++ whose text is T
 
 Tip-Adapter is of arXiv:2207.09519, LP++ of arXiv:2404.02285.
 
 The prompts were trained on the very images that the head is fitted to: fits to these look better than they
-are, so everything is chosen on val, never by leave-one-out. omega=1 is the prompts alone, 0 the head alone;
-both are recorded. The same heads on hand-written text are methods of their own: what they reach without any
-learned prompt is the comparison that counts.
+are, so everything is chosen on val, never by leave-one-out. The prompts alone are always among the choices
+(omega=1, alpha=0, C=0); what they and the head reach alone is recorded. The same heads on hand-written
+text are methods of their own: what they reach without any learned prompt is the comparison that counts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,11 +24,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from softcpt.methods.base import Classifier, Problem, PromptClassifier, Scorer, Streams, Support
-from softcpt.methods.heads import Head, HeadClassifier, Setting, State, TaskData, TaskText, Trials
+from softcpt.methods.heads import Head, HeadClassifier, Setting, State, TaskData, TaskText, Trials, pooled
+from softcpt.methods.logistic import Logistic
 from softcpt.methods.loss import unit
 from softcpt.methods.lp_plus_plus import LpPlusPlus, LpPlusPlusConfig
 from softcpt.methods.ridge import Ridge
-from softcpt.methods.tip_adapter import TipAdapter, TipAdapterConfig
+from softcpt.methods.tip_adapter import TipAdapter, TipAdapterConfig, votes
 
 if TYPE_CHECKING:
     from softcpt.methods.prompts import PromptConfig
@@ -91,6 +94,31 @@ class Blend(Head):
         return prompts if omega == 1 else head if omega == 0 else omega * prompts + (1 - omega) * head
 
 
+class VotesBesidePrompts(TipAdapter):
+    """Tip-Adapter's votes on top of prompts, or none."""
+
+    def grid(self) -> Sequence[Setting]:
+        """Tip-Adapter's, and the prompts alone."""
+        published, *rest = super().grid()
+        return [published, {**published, "alpha": 0.0}, *rest]
+
+    def explore(self, data: TaskData, grid: Sequence[Setting]) -> Trials:
+        """Every pair on val, and each part alone."""
+        trials = super().explore(data, grid)
+        keys = pooled(data.views(self.config.views))
+
+        def record(g: int) -> dict[str, Any]:
+            guess = data.scale * data.val @ data.text.unit.T
+            known = votes(data.val, keys, data.one_hot, grid[g]["beta"])
+            return {
+                **trials.record(g),
+                "prompts_val_accuracy": float(data.val_accuracy(guess)),
+                "head_val_accuracy": float(data.val_accuracy(known)),
+            }
+
+        return replace(trials, record=record)
+
+
 def _likelihood(log_probabilities: Float[Tensor, "m C"], labels: Int[Tensor, " m"]) -> Float[Tensor, ""]:
     if not len(labels):
         return log_probabilities.new_zeros(())
@@ -152,9 +180,10 @@ class PromptsWithHead(HeadClassifier):
 
 
 _HEADS: dict[str, Callable[[int], Head]] = {
-    "tip": lambda views: TipAdapter(TipAdapterConfig(views=views)),
+    "tip": lambda views: VotesBesidePrompts(TipAdapterConfig(views=views)),
     "ridge": lambda views: Blend(Ridge(views, "val")),
     "lp++": lambda _: Blend(LpPlusPlus(LpPlusPlusConfig())),
+    "logistic": lambda _: Logistic(),
 }
 
 Build = Callable[[Problem, Any, Streams], PromptClassifier]

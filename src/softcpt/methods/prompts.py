@@ -26,7 +26,8 @@ PROMPTS_AT_ONCE = 256
 
 
 Weighting = Literal["none", "watch", "pcgrad", "gradnorm", "uncertainty"]
-HeadKind = Literal["none", "tip", "ridge", "lp++"]
+HeadTune = Literal["suite", "task", "published"]
+HeadKind = Literal["none", "tip", "ridge", "lp++", "logistic"]
 
 
 class PromptConfig(MethodConfig):
@@ -47,16 +48,16 @@ class PromptConfig(MethodConfig):
     )
     head: HeadKind = Field(
         "none",
-        description="fitted to the trained prompts and the images, chosen on val: none, tip, ridge, lp++",
+        description="fitted to trained prompts and images, chosen on val: none, tip, ridge, lp++, logistic",
     )
     head_views: int = Field(16, ge=0, description="views of an image that a head sees; 0: the centre only")
-    head_tune: Literal["suite", "task", "published"] = Field(
+    head_tune: HeadTune = Field(
         "suite", description="a head's settings: one for the suite, for each task, or the published ones"
     )
 
     @model_validator(mode="after")
     def _head_is_there(self) -> PromptConfig:
-        if self.head in ("none", "lp++") and self.head_views != 16:
+        if self.head in ("none", "lp++", "logistic") and self.head_views != 16:
             raise ValueError(f"head_views has no effect with head={self.head}; leave one of them out")
         if self.head == "none" and self.head_tune != "suite":
             raise ValueError("head_tune has no effect with head=none; leave one of them out")

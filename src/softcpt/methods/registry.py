@@ -16,6 +16,7 @@ from softcpt.methods import (
     dual,
     kgcoop,
     linear_probe,
+    logistic,
     lp_plus_plus,
     mvlpt,
     plot,
@@ -47,6 +48,7 @@ _METHODS = {
         clap.CLAP,
         taskres.TASKRES,
         ridge.RIDGE,
+        logistic.LOGISTIC,
         coop.COOP_MT,
         coop.COOP_CA,
         coop.COOP_CA_JOINT,
@@ -69,6 +71,8 @@ _METHODS = {
         basis.BASIS,
         residual.RESIDUAL,
         span.SPAN,
+        dual.RHO,
+        dual.PLUS,
     )
 }
 

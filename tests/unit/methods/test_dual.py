@@ -11,6 +11,7 @@ from softcpt.engine.optim import OptimSpec, build_optimizer, learning_rate, set_
 from softcpt.methods.base import TaskNames
 from softcpt.methods.dual import DualConfig
 from softcpt.methods.kernel import kernel_features, mix_gradients, task_kernel
+from softcpt.methods.logistic import Logistic
 from softcpt.methods.registry import get_method
 
 SIZES = {"context_length": 3, "task_context_length": 2}
@@ -221,3 +222,21 @@ def test_the_start_is_the_seeds_on_every_machine(problem, streams):
 def test_options_without_effect_are_refused(options, told):
     with pytest.raises(ValidationError, match=told):
         DualConfig(**options)
+
+
+def test_our_choice_is_the_dual_form_with_its_settings_named(problem, streams):
+    """softcpt-rho, and softcpt-plus, which adds a head chosen for each task."""
+    rho, plus, plain = (get_method(key) for key in ("softcpt-rho", "softcpt-plus", "softcpt-dual"))
+    same = {"kernel": "rho", "share": 0.2, "context_length": 3}
+    ours = rho.build(problem, rho.config(context_length=3), streams)
+    theirs = plain.build(problem, plain.config(**same), streams)
+    assert torch.equal(ours.source.kernel, theirs.source.kernel)
+    assert torch.equal(ours.source.mixed, theirs.source.mixed)
+    headed = plus.build(problem, plus.config(context_length=3), streams)
+    assert isinstance(headed.head, Logistic)
+    assert headed.tune == "task"
+    assert torch.equal(headed.prompts.source.kernel, ours.source.kernel)
+    for method in (rho, plus):
+        assert method.defaults == {"optimizer": "adam"}
+        with pytest.raises(ValueError, match="rho"):
+            method.config(kernel="unit")

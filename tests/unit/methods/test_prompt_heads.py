@@ -5,10 +5,12 @@ import torch
 
 from softcpt.engine.optim import OptimSpec, build_optimizer, take_step
 from softcpt.methods.base import SeparateClassifiers, fitted_parts
+from softcpt.methods.heads import first_best
 from softcpt.methods.loss import unit
-from softcpt.methods.prompt_heads import OMEGAS, Blend, PromptsWithHead
+from softcpt.methods.prompt_heads import OMEGAS, Blend, PromptsWithHead, VotesBesidePrompts
 from softcpt.methods.registry import get_method
 from softcpt.methods.ridge import Ridge, RidgeFit
+from softcpt.methods.tip_adapter import TipAdapterConfig
 
 
 def build(problem, key, streams, **options):
@@ -114,7 +116,7 @@ def test_each_share_is_scored_as_it_scores(task):
         assert float(trials.scores[g, 0]) == pytest.approx(float(data.val_accuracy(logits)))
 
 
-@pytest.mark.parametrize("head", ["tip", "lp++"])
+@pytest.mark.parametrize("head", ["tip", "lp++", "logistic"])
 def test_other_heads_are_fitted_to_the_prompts_too(problem, streams, batch, support, head):
     headed = trained(problem, "softcpt-dual", streams, batch, head=head)
     headed.fit(support, streams)
@@ -128,6 +130,21 @@ def test_other_heads_are_fitted_to_the_prompts_too(problem, streams, batch, supp
     ]
     assert sum(right) >= sum(alone)  # chosen on these images, with the prompts alone among the choices
     assert sum(right) > 1.5
+    for t, chosen in enumerate(headed.tuned().values()):
+        said = chosen["text_val_accuracy" if head == "logistic" else "prompts_val_accuracy"]
+        assert said == pytest.approx(float(alone[t]))
+        assert ("probe_val_accuracy" if head == "logistic" else "head_val_accuracy") in chosen
+
+
+def test_votes_that_only_harm_are_left_out(task):
+    """The prompts alone are among tip's choices: images of other classes' looks have nothing to say."""
+    data = task(noise=0.01, text_noise=0.01)
+    data.support.labels = data.support.labels.roll(4)
+    head = VotesBesidePrompts(TipAdapterConfig(views=2))
+    grid = [setting for setting in head.grid() if setting["alpha"] in (0.0, head.grid()[-1]["alpha"])]
+    trials = head.explore(data, grid)
+    best = grid[first_best(trials.scores)]
+    assert best["alpha"] == 0.0
 
 
 def test_separately_trained_tasks_get_their_heads(problem, streams, batch, support):
