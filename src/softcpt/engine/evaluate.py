@@ -137,7 +137,10 @@ class Evaluation:
             },
             "n_images": {task.name: task.n_images for task in self.tasks},
             "tuned": {
-                name: {key: _percent(value) if key == "val_accuracy" else value for key, value in own.items()}
+                name: {
+                    key: _percent(value) if key.endswith("_accuracy") and value is not None else value
+                    for key, value in own.items()
+                }
                 for name, own in self.tuned.items()
             },
             "missing_classes": {t.name: t.missing_classes for t in self.tasks if t.missing_classes},

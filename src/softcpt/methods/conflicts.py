@@ -85,7 +85,9 @@ class GradNorm:
         weighted = self.weights[tasks] * norms
         target = weighted.mean() * (ratio / ratio.mean().clamp_min(1e-12)) ** GRADNORM_POWER
         # The gradient is n_t sign(...); divided by the mean norm, the rate means the same on every backbone.
-        slope = norms / norms.mean().clamp_min(1e-12) * (weighted - target).sign()
+        away = weighted - target
+        away = torch.where(away.abs() > 1e-9 * weighted.abs(), away, 0.0)  # no direction in rounding
+        slope = norms / norms.mean().clamp_min(1e-12) * away.sign()
         self.weights[tasks] = (self.weights[tasks] - GRADNORM_RATE * slope).clamp_min(1e-3)
         self.weights *= len(self.weights) / self.weights.sum()
 

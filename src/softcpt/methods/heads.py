@@ -166,12 +166,14 @@ class Trials:
         state: the tensors under one setting.
         record: what to note of one setting beside its values.
         trainings: gradient trainings it took.
+        by: the images that scored: of val, or each training image when it was left out.
     """
 
     scores: Float[Tensor, "G k"]
     state: Callable[[int], State]
     record: Callable[[int], dict[str, Any]] = field(default=lambda _: {})
     trainings: int = 0
+    by: Literal["val", "loo"] = "val"
 
 
 class Head(ABC):
@@ -308,11 +310,15 @@ class HeadClassifier(TaskStates):
         if self.tune == "published":
             grid = grid[:1]
         trials = [self.head.explore(data, grid) for data in self.data(support, streams)]
-        judges = [t for t, own in enumerate(support) if len(own.val_labels)]
+        judges = [
+            t
+            for t, (own, trial) in enumerate(zip(support, trials, strict=True))
+            if trial.by == "loo" or len(own.val_labels)
+        ]
         for t, chosen in enumerate(choose([trial.scores for trial in trials], judges, self.tune)):
             record: dict[str, Any] = {**grid[chosen], **trials[t].record(chosen)}
             if t in judges:
-                record["val_accuracy"] = float(trials[t].scores[chosen, 0])
+                record[f"{trials[t].by}_accuracy"] = float(trials[t].scores[chosen, 0])
             if trials[t].trainings:
                 record["trainings"] = trials[t].trainings
             self.keep(t, trials[t].state(chosen), record)
@@ -322,8 +328,8 @@ def choose(scores: Sequence[Float[Tensor, "G k"]], judges: Sequence[int], tune: 
     """The setting of each task.
 
     Args:
-        scores: of every setting on each task's val images.
-        judges: tasks that have val images; another takes what it is given, or the first setting.
+        scores: of every setting on the images that choose for each task.
+        judges: tasks that have images to choose by; another takes what it is given, or the first setting.
         tune: for whom is chosen.
     """
     if tune == "task":

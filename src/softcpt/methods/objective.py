@@ -93,7 +93,9 @@ class Objective(nn.Module):
         elif self.weighting == "gradnorm":
             factors = self._norm.weights[where].clone()
             norms = gram.diagonal().clamp_min(0).sqrt().double().cpu()
-            self._norm.update(where, norms, losses.detach().double().cpu())
+            # Each task's own mean: how many tasks a batch holds says nothing of how a task learns.
+            own = losses.detach().double().cpu() * len(tasks)
+            self._norm.update(where, norms, own)
         else:
             return losses.sum()
         return (losses * factors.to(losses)).sum()

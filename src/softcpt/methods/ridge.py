@@ -129,24 +129,27 @@ class Ridge(Head):
         return [{"lambda": lam, "gamma": gamma} for lam in LAMBDAS for gamma in GAMMAS]
 
     def explore(self, data: TaskData, grid: Sequence[Setting]) -> Trials:
-        """Every setting by leave-one-out, or on val: accuracy first, then likelihood."""
+        """Every setting by leave-one-out, or on val: accuracy first, then likelihood.
+
+        Where val is to choose and has no image, nothing does: logits take the backbone's own scale.
+        """
         fit = RidgeFit.of(pooled(data.views(self.views)), data.one_hot, data.text.unit)
-        by_val = self.by == "val" and len(data.val_labels) > 0
+        by_val = self.by == "val"
         val, labels = data.val.double(), data.val_labels if by_val else data.labels
         rows, taus = [], []
         for setting in grid:
             lam, gamma = setting["lambda"], setting["gamma"]
             scores = val @ fit.weights(lam, gamma) if by_val else fit.left_out(lam, gamma)
-            tau, loss = best_tau(scores, labels)
+            tau, loss = best_tau(scores, labels) if len(labels) else (data.scale, 0.0)
             taus.append(tau)
-            rows.append([float(accuracy(scores, labels)), -loss])
+            rows.append([float(accuracy(scores, labels)) if len(labels) else 0.0, -loss])
 
         def state(g: int) -> State:
             weight = taus[g] * fit.weights(grid[g]["lambda"], grid[g]["gamma"])
             return {"weight": weight.T.to(data.dtype)}
 
         scored = torch.tensor(rows, dtype=torch.float64, device=fit.s.device)
-        return Trials(scored, state, lambda g: {"tau": taus[g], "chosen_by": "val" if by_val else "loo"})
+        return Trials(scored, state, lambda g: {"tau": taus[g], "chosen_by": self.by}, by=self.by)
 
     def logits(
         self, state: Mapping[str, Tensor], features: Float[Tensor, "B D"], text: TaskText, scale: float

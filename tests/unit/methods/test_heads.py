@@ -112,6 +112,23 @@ def test_without_val_images_every_head_is_still_fitted(problem, supports, named,
     assert fitted.scorer()(supports[0].val, 0).isfinite().all()
 
 
+def test_ridge_chooses_by_leaving_out_where_there_is_no_val_image(problem, support, named, given):
+    dim = problem.text.embed_dim
+    whole = [
+        support(classes=len(t.classes), dim=dim, seed=i, noise=0.05) for i, t in enumerate(problem.tasks)
+    ]
+    supports = [given(s.all_views, s.labels, s.val[:0], s.val_labels[:0], s.centres) for s in whole]
+    by_loo, by_val = (build(get_method("ridge"), problem, named, choose=how) for how in ("loo", "val"))
+    by_loo.fit(supports, named)
+    chosen = next(iter(by_loo.tuned().values()))
+    assert chosen["lambda"] < 1e3  # images that are told apart so well outvote the toy's random text
+    assert chosen["loo_accuracy"] > 0.9
+    by_val.fit(supports, named)
+    nothing = next(iter(by_val.tuned().values()))
+    assert (nothing["lambda"], nothing["gamma"], nothing["tau"]) == (1e3, 1.0, problem.logit_scale)
+    assert not {"loo_accuracy", "val_accuracy"} & nothing.keys()
+
+
 def test_one_setting_for_the_suite_is_the_same_in_every_task(problem, supports, named):
     method = get_method("tip-adapter")
     suite, each = (build(method, problem, named, tune=tune) for tune in ("suite", "task"))

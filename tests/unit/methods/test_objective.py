@@ -201,6 +201,27 @@ def test_gradnorm_weights_reach_the_loss(problem, streams, batch):
     assert ours.report()["task_gradients"]["weights"] != [2.0, 0.5, 0.5]
 
 
+def test_gradnorm_sees_a_tasks_own_loss_however_many_tasks_a_batch_holds(
+    problem, streams, batch, monkeypatch
+):
+    seen = []
+    monkeypatch.setattr(GradNorm, "update", lambda self, tasks, norms, losses: seen.append(losses))
+    ours = build(problem, "coop-mt", streams, weighting="gradnorm")
+    first = problem.task_of_class[batch[1]] == 0
+    ours.loss(*batch, rng=rng())
+    ours.loss(batch[0][first], batch[1][first], rng=rng())
+    assert len(seen[0]) == 3
+    assert torch.allclose(seen[0][:1], seen[1], rtol=0, atol=1e-12)
+
+
+def test_gradnorm_leaves_tasks_that_are_alike_alone_when_one_came_first():
+    norm, one = GradNorm(3), torch.ones(3, dtype=torch.float64)
+    norm.update(torch.tensor([2]), one[:1], one[:1])
+    for _ in range(20):
+        norm.update(torch.arange(3), one, one)
+    assert torch.allclose(norm.weights, one)
+
+
 def test_the_meter_counts_pairs_that_met():
     meter = CosineMeter(3)
     meter.see(torch.tensor([0, 2]), vectors([4.0, -1.0], [-1.0, 1.0]))
