@@ -11,6 +11,7 @@ from softcpt.app.cli import compare as command
 from softcpt.compare import published
 from softcpt.compare.presets import PUBLISHED, ablation_rows, control_rows, published_rows, rate_rows
 from softcpt.compare.run import Request
+from softcpt.compare.tables import row_words
 from softcpt.core.errors import ConfigError
 from softcpt.engine.config import keys_of, resolve
 from softcpt.methods.registry import get_method, list_methods
@@ -202,6 +203,8 @@ def test_all_rows_of_the_published_table_see_the_same_images(compare, own_suite,
 def test_presets_have_rows_that_can_be_run():
     for row in (*ablation_rows(), *control_rows(), *published_rows(), *rate_rows()):
         assert {key for key, _ in row.settings} <= set(keys_of(get_method(row.method)))
+    for row in control_rows():
+        resolve({"method": row.method, "shots": "4", **dict(row.settings)})
     controls = [row.label for row in control_rows()]
     assert len(set(controls)) == len(set(control_rows())) == len(controls)
     rates = rate_rows()
@@ -223,6 +226,23 @@ def test_presets_have_rows_that_can_be_run():
         "one hidden layer", "CATA, lin", "CATA, linmean", "CATA, lincls", "each task alone",
         "2 tasks together", "4 tasks together",
     ]  # fmt: skip
+
+
+def test_controls_hold_what_a_gain_of_our_own_methods_could_come_from():
+    rows = {row_words(row): row.name for row in control_rows()}
+    wanted = {
+        "coop-ca-joint:optimizer=adam", "coop-cs-joint:optimizer=adam", "coop-mt:optimizer=adam",
+        "softcpt-nata:lr=0.00003:optimizer=adam", "softcpt-rho", "softcpt-rho:share=0", "softcpt-rho:share=1",
+        "softcpt-plus", "logistic:tune=task", "softcpt-span", "softcpt-span:span=own",
+    }  # fmt: skip
+    assert wanted <= set(rows)
+    assert all(rows[words] for words in wanted)
+
+
+@pytest.mark.parametrize("method", ["cocoop", "kgcoop"])
+def test_a_start_without_words_is_a_row_beside_ten_times_that_start(method):
+    own = [row_words(row) for row in rate_rows() if row.method == method]
+    assert own[-2:] == [f"{method}:init_words=", f"{method}:init_scale=10:init_words="]
 
 
 def test_published_suites_are_found_however_they_are_spelt():
