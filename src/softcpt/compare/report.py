@@ -18,12 +18,14 @@ from softcpt.compare.sentences import (
     sharing_sentence,
     sharing_summary,
     shots_words,
+    unasked,
     verdict,
 )
 from softcpt.compare.store import FIGURES, REPORT
 from softcpt.compare.tables import (
     HARM_SAID,
     NONE,
+    differences_title,
     harm_cells,
     harm_rows,
     show_plain_difference,
@@ -127,11 +129,11 @@ def _lead(results: Results, analysis: Analysis) -> str:
     row, score = max(there, key=lambda pair: pair[1].mean)
     at = "on average over shots" if level is None else f"at {shots_words(level)}"
     said = f"{row.label} scores highest {at}: {show_score(score)} %."
-    if analysis.reference is not None:
-        clear = [d for d in analysis.differences if d.is_clear]
-        n = len(analysis.differences)
+    for reference in analysis.references:
+        against = analysis.against(reference)
+        clear = [d for d in against if d.is_clear]
         said += (
-            f" Of {n} differences to {analysis.reference.label}, {len(clear)} are larger than the noise"
+            f" Of {len(against)} differences to {reference.label}, {len(clear)} are larger than the noise"
             f" ({sum(d.interval.value > 0 for d in clear)} gains,"
             f" {sum(d.interval.value < 0 for d in clear)} losses)."
         )
@@ -167,11 +169,7 @@ def _reading(results: Results, analysis: Analysis) -> Section:
 def _sharing(analysis: Analysis) -> Section:
     title = "Does sharing help me?"
     if analysis.shared is None or analysis.alone is None or not analysis.sharing:
-        said = (
-            "Not asked here: it takes a method that shares (such as softcpt-nata) beside one that trains "
-            "each task alone (such as coop-ca)."
-        )
-        return Section(title, [Text([said])])
+        return Section(title, [Text([unasked(analysis)])])
     levels = list(dict.fromkeys(d.shots for d in analysis.sharing))
     of_level = {level: [d for d in analysis.sharing if d.shots == level] for level in levels}
     last = of_level[levels[-1]]
@@ -246,27 +244,28 @@ def _harm_section(results: Results) -> Section:
 
 
 def _difference_section(results: Results, analysis: Analysis) -> Section:
-    assert analysis.reference is not None  # there are differences to it
     levels: list[int | None] = [*results.shots, *([None] if len(results.shots) > 1 else [])]
     tables: list[Block] = []
-    for name in dict.fromkeys(d.suite for d in analysis.differences):
-        rows = []
-        for row in results.rows:
-            own = {d.shots: d for d in analysis.differences if d.row == row.label and d.suite == name}
-            if own:
-                cells = (_starred(own[s]) if s in own else NONE for s in levels)
-                rows.append((row.label, *cells))
-        tables.append(
-            Table(
-                caption=f"Points more or less than {analysis.reference.label}, "
-                + ("mean over suites" if name == ALL_SUITES else name),
-                columns=["Method", *map(shots_words, levels)],
-                rows=rows,
-                note=f"With 95 % intervals. *: larger than the noise, after Holm's correction for "
-                f"{len(analysis.differences)} comparisons.",
+    for reference in analysis.references:
+        against = analysis.against(reference)
+        for name in dict.fromkeys(d.suite for d in against):
+            rows = []
+            for row in results.rows:
+                own = {d.shots: d for d in against if d.row == row.label and d.suite == name}
+                if own:
+                    cells = (_starred(own[s]) if s in own else NONE for s in levels)
+                    rows.append((row.label, *cells))
+            tables.append(
+                Table(
+                    caption=f"Points more or less than {reference.label}, "
+                    + ("mean over suites" if name == ALL_SUITES else name),
+                    columns=["Method", *map(shots_words, levels)],
+                    rows=rows,
+                    note=f"With 95 % intervals. *: larger than the noise, after Holm's correction for "
+                    f"{len(analysis.differences)} comparisons.",
+                )
             )
-        )
-    return Section(f"Differences to {analysis.reference.label}", tables)
+    return Section(differences_title(analysis), tables)
 
 
 def _starred(difference: Difference) -> str:

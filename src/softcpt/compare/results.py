@@ -54,6 +54,7 @@ class Results:
         about: facts about the backbone, the machine and the way of comparing.
         failed: label of a cell -> why it has no result.
         notes: what a reader should know.
+        references: rows that the others are compared with; without any, one is taken.
     """
 
     suites: Sequence[Suite]
@@ -65,6 +66,7 @@ class Results:
     about: Mapping[str, Any]
     failed: Mapping[str, str]
     notes: Sequence[str]
+    references: Sequence[Row] = ()
 
     def cell(self, suite: str, row: Row, shots: int, seed: int) -> Mapping[str, Any] | None:
         """A cell's content, or None."""
@@ -206,6 +208,7 @@ def gather(
         about=about,
         failed=failed,
         notes=notes,
+        references=list(request.references),
     )
 
 
