@@ -292,11 +292,11 @@ def test_differences_are_given_to_each_reference_named(compare, tmp_path):
     assert pairs == [("Zero-shot CLIP", "CoOp-CA"), ("CoOp-MT", "CoOp-CA"), (four, "CoOp-CA")]
 
     said, content, pairs = differences("--reference", f"{four},zero-shot")
-    assert content["references"] == ["Zero-shot CLIP", four]
-    assert f"## Differences to Zero-shot CLIP and {four}\n" in said
+    assert content["references"] == [four, "Zero-shot CLIP"]
+    assert f"## Differences to {four} and Zero-shot CLIP\n" in said
     assert f", to {four}**" in said
-    zero = [(label, "Zero-shot CLIP") for label in ("CoOp-CA", "CoOp-MT", four)]
-    assert pairs == [*zero, ("CoOp-CA", four), ("CoOp-MT", four)]
+    to_four = [(label, four) for label in ("Zero-shot CLIP", "CoOp-CA", "CoOp-MT")]
+    assert pairs == [*to_four, ("CoOp-CA", "Zero-shot CLIP"), ("CoOp-MT", "Zero-shot CLIP")]
     page = (tmp_path / "out" / "report.html").read_text()
     assert f"Points more or less than {four}" in page
     assert "Points more or less than Zero-shot CLIP" in page

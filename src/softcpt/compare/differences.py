@@ -102,9 +102,9 @@ def analyse(results: Results) -> Analysis:
 
 def references_of(results: Results) -> list[Row]:
     """What the other rows are compared with: as asked for, else one that is taken."""
-    asked = [row for row in results.rows if row in results.references]
     one = reference_row(results.rows)
-    return asked if asked and one is not None else [one] if one is not None else []
+    asked = [row for row in results.references if row in results.rows]
+    return [] if one is None else asked or [one]
 
 
 def _pairs(rows: Sequence[Row], references: Sequence[Row]) -> list[tuple[Row, Row]]:

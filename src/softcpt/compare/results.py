@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -126,6 +127,14 @@ class Results:
                 if task["score"] is not None:
                     gained.setdefault(task["name"], []).append(task["score"] - task["zero_shot"])
         return {name: statistics.fmean(values) for name, values in gained.items()}
+
+    def cell_notes(self) -> list[tuple[str, int]]:
+        """What cells say of themselves, each note with the number of cells that say it; the most first."""
+        # Groups of tasks that were trained apart say it once each; a cell without notes may lack the key.
+        counts = Counter(
+            note for cell in self.found.values() for note in dict.fromkeys(cell.get("notes", ()))
+        )
+        return counts.most_common()
 
     def learns(self, row: Row) -> bool:
         """Whether a row depends on training images."""

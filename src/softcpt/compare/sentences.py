@@ -7,6 +7,10 @@ from collections.abc import Sequence
 from softcpt.compare.differences import Analysis, Difference
 from softcpt.compare.rows import row_words
 from softcpt.compare.statistics import FEWEST_SEEDS
+from softcpt.compare.store import RESULTS
+
+MOST_NOTES = 20
+"""Of cells, in tables and pages."""
 
 SHARING_SAID = (
     "The two may also differ in the size and number of their steps: what is left of a difference without "
@@ -92,6 +96,18 @@ def sharing_lines(analysis: Analysis) -> list[str]:
     if levels:
         lines += [sharing_sentence(d) for d in of_level[levels[-1]]]
     return lines
+
+
+def note_lines(notes: Sequence[tuple[str, int]], n_cells: int) -> list[str]:
+    """Notes of cells, each once with how many cells it holds for; of many only the first.
+
+    Example:
+        >>> note_lines([("few images", 2)], 12)
+        ['few images (2 of 12 cells)']
+    """
+    lines = [f"{note} ({n} of {n_cells} cell{'' if n_cells == 1 else 's'})" for note, n in notes[:MOST_NOTES]]
+    left = len(notes) - MOST_NOTES
+    return [*lines, f"and {left} more, all of them in {RESULTS}"] if left > 0 else lines
 
 
 def interval_words(n_seeds: int) -> str:

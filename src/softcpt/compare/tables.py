@@ -8,7 +8,7 @@ from softcpt.compare.differences import ALL_SUITES, Analysis, Difference
 from softcpt.compare.learning import CHOSEN_SAID, RATES_SAID, chosen_rows, rate_rows
 from softcpt.compare.results import Results, Score
 from softcpt.compare.rows import Row, row_words
-from softcpt.compare.sentences import interval_words, sharing_lines, shots_words
+from softcpt.compare.sentences import interval_words, note_lines, sharing_lines, shots_words
 
 NONE = "–"  # noqa: RUF001  as the paper has it
 
@@ -43,6 +43,8 @@ def markdown(results: Results, analysis: Analysis, more: Sequence[str] = ()) -> 
     ]
     lines += ["", "## Does sharing help me?", ""]
     lines += [f"- {line}" for line in sharing_lines(analysis)]
+    if said := note_lines(results.cell_notes(), len(results.found)):
+        lines += ["", "## Notes of the cells", "", *(f"- {line}" for line in said)]
     if results.failed:
         lines += ["", "## Failed", ""]
         lines += [f"- {label}: {why}" for label, why in results.failed.items()]

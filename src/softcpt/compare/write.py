@@ -102,6 +102,7 @@ def to_content(results: Results, analysis: Analysis) -> dict[str, Any]:
         ],
         "failed": dict(results.failed),
         "notes": list(results.notes),
+        "cell_notes": [{"note": note, "cells": n} for note, n in results.cell_notes()],
     }
 
 
