@@ -10,7 +10,9 @@ import pytest
 from softcpt.app.cli import compare as command
 from softcpt.compare import published
 from softcpt.compare.presets import PUBLISHED, ablation_rows, control_rows, published_rows, rate_rows
+from softcpt.compare.rows import Row
 from softcpt.compare.run import Request
+from softcpt.compare.tables import row_words
 from softcpt.core.errors import ConfigError
 from softcpt.engine.config import keys_of, resolve
 from softcpt.methods.registry import get_method, list_methods
@@ -202,6 +204,8 @@ def test_all_rows_of_the_published_table_see_the_same_images(compare, own_suite,
 def test_presets_have_rows_that_can_be_run():
     for row in (*ablation_rows(), *control_rows(), *published_rows(), *rate_rows()):
         assert {key for key, _ in row.settings} <= set(keys_of(get_method(row.method)))
+    for row in control_rows():
+        resolve({"method": row.method, "shots": "4", **dict(row.settings)})
     controls = [row.label for row in control_rows()]
     assert len(set(controls)) == len(set(control_rows())) == len(controls)
     rates = rate_rows()
@@ -223,6 +227,23 @@ def test_presets_have_rows_that_can_be_run():
         "one hidden layer", "CATA, lin", "CATA, linmean", "CATA, lincls", "each task alone",
         "2 tasks together", "4 tasks together",
     ]  # fmt: skip
+
+
+def test_controls_hold_what_a_gain_of_our_own_methods_could_come_from():
+    rows = {row_words(row): row.name for row in control_rows()}
+    wanted = {
+        "coop-ca-joint:optimizer=adam", "coop-cs-joint:optimizer=adam", "coop-mt:optimizer=adam",
+        "softcpt-nata:lr=0.00003:optimizer=adam", "softcpt-rho", "softcpt-rho:share=0", "softcpt-rho:share=1",
+        "softcpt-plus", "logistic:tune=task", "softcpt-span", "softcpt-span:span=own",
+    }  # fmt: skip
+    assert wanted <= set(rows)
+    assert all(rows[words] for words in wanted)
+
+
+@pytest.mark.parametrize("method", ["cocoop", "kgcoop"])
+def test_a_start_without_words_is_a_row_beside_ten_times_that_start(method):
+    own = [row_words(row) for row in rate_rows() if row.method == method]
+    assert own[-2:] == [f"{method}:init_words=", f"{method}:init_scale=10:init_words="]
 
 
 def test_published_suites_are_found_however_they_are_spelt():
@@ -252,6 +273,57 @@ def test_a_share_of_a_gpu_is_a_share(compare, tmp_path, gpus):
     ended = compare(tmp_path / "out", "--gpus", gpus)
     assert ended.code == 2
     assert "is no share of a GPU" in ended.err
+
+
+def test_differences_are_given_to_each_reference_named(compare, tmp_path):
+    rows = ("--methods", "zero-shot,coop-ca,coop-mt,coop-mt:context_length=4", "--shots", "1", "--seeds", "1")
+
+    def differences(*more):
+        ended = compare(tmp_path / "out", *rows, *more)
+        assert ended.code == 0, ended.err
+        content = json.loads((tmp_path / "out" / "results.json").read_text())
+        pairs = [(d["row"], d["reference"]) for d in content["differences"]]
+        return ended.out, content, pairs
+
+    four = "CoOp-MT, context_length=4"
+    said, content, pairs = differences()
+    assert content["references"] == [content["reference"]] == ["CoOp-CA"]
+    assert "## Differences to CoOp-CA\n" in said
+    assert pairs == [("Zero-shot CLIP", "CoOp-CA"), ("CoOp-MT", "CoOp-CA"), (four, "CoOp-CA")]
+
+    said, content, pairs = differences("--reference", f"{four},zero-shot")
+    assert content["references"] == [four, "Zero-shot CLIP"]
+    assert f"## Differences to {four} and Zero-shot CLIP\n" in said
+    assert f", to {four}**" in said
+    to_four = [(label, four) for label in ("Zero-shot CLIP", "CoOp-CA", "CoOp-MT")]
+    assert pairs == [*to_four, ("CoOp-CA", "Zero-shot CLIP"), ("CoOp-MT", "Zero-shot CLIP")]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert f"Points more or less than {four}" in page
+    assert "Points more or less than Zero-shot CLIP" in page
+    assert "Points more or less than CoOp-CA" not in page
+
+    assert differences("--reference", "coop-mt:context_length=4")[1]["references"] == [four]
+
+
+def test_all_references_that_are_no_rows_are_told(compare, tmp_path):
+    ended = compare(
+        tmp_path / "out", "--methods", "coop-ca,coop-mt", "--reference", "coop-xx,coop-mt,zero-shot"
+    )
+    assert ended.code == 2
+    assert "'coop-xx' is no row of this comparison" in ended.err
+    assert "'zero-shot' is no row of this comparison" in ended.err
+    assert "'coop-mt' is no row" not in ended.err
+    assert "CoOp-CA; CoOp-MT" in ended.err
+    with pytest.raises(ConfigError, match="CoOp-CA is no row of this comparison"):
+        Request([Row("coop-mt")], [1], [1], references=[Row("coop-ca")]).check()
+
+
+def test_two_rows_of_one_label_are_refused():
+    rows = [Row("coop-mt", name="ours"), Row("coop-ca", name="ours"), Row("coop-cs")]
+    with pytest.raises(ConfigError, match="ours: 2 rows have this label") as refused:
+        Request(rows, [1], [1]).check()
+    assert len(refused.value.faults) == 1
+    Request([rows[0], rows[2]], [1], [1]).check()
 
 
 def test_no_methods_is_not_the_usual_ones(compare, tmp_path):

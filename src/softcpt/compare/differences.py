@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 
 from softcpt.compare.results import Results
-from softcpt.compare.rows import Row
+from softcpt.compare.rows import Row, Tuning
+from softcpt.compare.sharing import Rows
 from softcpt.compare.statistics import Interval, SuiteTests, TaskTests, mean_interval
 from softcpt.compare.student import holm
 from softcpt.core.seeds import stream
-from softcpt.methods.registry import get_method
 
 CHANCE = 0.05
 REFERENCES = ("coop-ca", "coop-ca-joint", "zero-shot")
 """The first of these that is there is what the others are compared with."""
-SHARED = ("softcpt-nata", "softcpt-nats", "softcpt-cata", "coop-mt")
-"""The first of these that is there speaks for sharing, else the first method that shares."""
 ALL_SUITES = "all suites"
 
 
@@ -55,18 +54,25 @@ class Analysis:
     """What the differences say.
 
     Attributes:
-        reference: what all rows are compared with, or None with a single row.
-        differences: every row against it, by suite and shots.
-        shared: the row that speaks for sharing, or None where no two rows can tell.
-        alone: the row it is compared with.
+        references: what all rows are compared with; none with a single row.
+        differences: every row against them, by suite and shots; each pair once.
+        shared: the row that speaks for sharing, or None where there is none.
+        alone: the row it is compared with, or None where no row is like it.
         sharing: task by task, by suite and shots.
+        to_add: where no row is like it, the row that would be, if any is.
     """
 
-    reference: Row | None
+    references: Sequence[Row]
     differences: Sequence[Difference]
     shared: Row | None
     alone: Row | None
     sharing: Sequence[Difference]
+    to_add: Row | None = None
+
+    def against(self, reference: Row) -> list[Difference]:
+        """The differences to one reference, as published or tuned."""
+        labels = {reference.tuned(tuning).label for tuning in get_args(Tuning)}
+        return [d for d in self.differences if d.reference in labels]
 
 
 def analyse(results: Results) -> Analysis:
@@ -77,24 +83,39 @@ def analyse(results: Results) -> Analysis:
         drawn = _tests(results, suite.name, columns)
         if drawn is not None:
             tests[suite.name] = drawn
-    reference = reference_row(results.rows)
-    shared, alone = sharing_rows(results.rows)
+    references = references_of(results)
+    rows = Rows(results.rows, results.settings, results.about.get("trained"))
+    shared, alone = rows.pair()
     compared = _Compared(results, columns, tests)
-    differences: list[Difference] = []
-    if reference is not None:
-        others = [row for row in results.rows if row != reference]
-        differences = _corrected(
-            [
-                d
-                for row in others
-                for d in compared.everywhere(row, reference_of(row, reference, results.rows))
-            ]
-        )
+    differences = _corrected(
+        [d for row, other in _pairs(results.rows, references) for d in compared.everywhere(row, other)]
+    )
     sharing: list[Difference] = []
+    to_add = None
     if shared is not None and alone is not None:
         for shots in compared.levels:  # each a question of its own, asked of all tasks
             sharing += _corrected(compared.by_task(shared, alone, shots))
-    return Analysis(reference, differences, shared, alone, sharing)
+    else:
+        shared, to_add = rows.to_add()
+    return Analysis(references, differences, shared, alone, sharing, to_add)
+
+
+def references_of(results: Results) -> list[Row]:
+    """What the other rows are compared with: as asked for, else one that is taken."""
+    one = reference_row(results.rows)
+    asked = [row for row in results.references if row in results.rows]
+    return [] if one is None else asked or [one]
+
+
+def _pairs(rows: Sequence[Row], references: Sequence[Row]) -> list[tuple[Row, Row]]:
+    """Each row with what it is compared with; two references once."""
+    pairs: list[tuple[Row, Row]] = []
+    for reference in references:
+        for row in rows:
+            other = reference_of(row, reference, rows)
+            if row != reference and (other, row) not in pairs:
+                pairs.append((row, other))
+    return pairs
 
 
 def reference_row(rows: Sequence[Row]) -> Row | None:
@@ -115,33 +136,6 @@ def reference_of(row: Row, reference: Row, rows: Sequence[Row]) -> Row:
     """
     alike = reference.tuned(row.tuning)
     return alike if alike in rows and alike != row else reference
-
-
-def shares(row: Row) -> bool:
-    """Whether a row's prompts of one task depend on the other tasks' images."""
-    entry, settings = get_method(row.method), dict(row.settings)
-    return (
-        entry.trains
-        and not entry.separate
-        and row.together != 1
-        and (row.method in ("coop-mt", "mvlpt") or row.method.startswith("softcpt"))
-        and not settings.get("kernel", "").startswith("diagonal")
-        and float(settings.get("share", "1")) > 0
-    )
-
-
-def sharing_rows(rows: Sequence[Row]) -> tuple[Row | None, Row | None]:
-    """The row that speaks for sharing, and the same tasks each alone; tuned alike."""
-    for tuning in ("tuned", "published"):
-        alike = [row for row in rows if row.tuning == tuning]
-        alone = next((row for row in alike if row.method == "coop-ca"), None) or next(
-            (row for row in alike if get_method(row.method).separate), None
-        )
-        sharing = [row for row in alike if shares(row) and row.together is None]
-        sharing.sort(key=lambda row: SHARED.index(row.method) if row.method in SHARED else len(SHARED))
-        if alone and sharing:
-            return sharing[0], alone
-    return None, None
 
 
 class _Compared:

@@ -87,6 +87,7 @@ def control_rows() -> list[Row]:
             for text, key in _OTHER_TEXTS
         ),
         ("SoftCPT-NATA, published repeated steps", "softcpt-nata", {"repeated_steps": "published"}),
+        *_OUR_CONTROLS,
     ]
     # A factor of 1 is the row itself.
     return [
@@ -104,10 +105,28 @@ def rate_rows() -> list[Row]:
         rows += [Row(method.key, () if f == "1" else (("lr_factor", f),)) for f in CONTROL_FACTORS]
         own = method.config.model_fields
         if "init_scale" in own:
-            # Words are no random start: without them the method has one.
+            # Words are no random start: without them the method has one, and that alone is a row too.
             words = "init_words" in own and own["init_words"].default is not None and "task_text" not in own
-            rows.append(Row(method.key, (("init_scale", "10"), *((("init_words", ""),) if words else ()))))
+            no_words = (("init_words", ""),) if words else ()
+            rows += [Row(method.key, no_words)] if words else []
+            rows.append(Row(method.key, (("init_scale", "10"), *no_words)))
     return rows
+
+
+_OUR_CONTROLS: tuple[tuple[str, str, dict[str, str]], ...] = (
+    ("CoOp-CA, joint, AdamW", "coop-ca-joint", {"optimizer": "adam"}),
+    ("CoOp-CS, joint, AdamW", "coop-cs-joint", {"optimizer": "adam"}),
+    ("CoOp-MT, AdamW", "coop-mt", {"optimizer": "adam"}),
+    ("SoftCPT-NATA, AdamW at 0.00003", "softcpt-nata", {"optimizer": "adam", "lr": "0.00003"}),
+    ("SoftCPT-rho", "softcpt-rho", {}),
+    ("SoftCPT-rho, nothing shared", "softcpt-rho", {"share": "0"}),
+    ("SoftCPT-rho, every step shared", "softcpt-rho", {"share": "1"}),
+    ("SoftCPT+", "softcpt-plus", {}),
+    ("SoftCPT+'s head on hand-written text", "logistic", {"tune": "task"}),
+    ("SoftCPT-span", "softcpt-span", {}),
+    ("SoftCPT-span, directions for each task", "softcpt-span", {"span": "own"}),
+)
+"""What a gain of our own methods could come from: the optimizer, the head, what is not shared."""
 
 
 _OTHER_TEXTS = (

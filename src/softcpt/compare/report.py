@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,26 +12,29 @@ from softcpt.compare.differences import ALL_SUITES, Analysis, Difference
 from softcpt.compare.learning import CHOSEN_SAID, RATES_SAID, chosen_rows, rate_rows
 from softcpt.compare.published import beside, meaning, published_suite
 from softcpt.compare.results import Results, Score
-from softcpt.compare.rows import Row
+from softcpt.compare.rows import Row, row_words
 from softcpt.compare.sentences import (
     SHARING_SAID,
     interval_words,
+    note_lines,
     sharing_sentence,
     sharing_summary,
     shots_words,
+    unasked,
     verdict,
 )
 from softcpt.compare.store import FIGURES, REPORT
 from softcpt.compare.tables import (
     HARM_SAID,
     NONE,
+    differences_title,
     harm_cells,
     harm_rows,
     show_plain_difference,
     show_score,
 )
 from softcpt.core.files import write_whole
-from softcpt.report.blocks import Block, Columns, Details, Facts, Figure, Page, Section, Table, Text
+from softcpt.report.blocks import Block, Columns, Commands, Details, Facts, Figure, Page, Section, Table, Text
 from softcpt.report.comparison_figures import Point, cost_figure, gains_figure, standalone
 from softcpt.report.figures import Line, accuracy_figure
 from softcpt.report.page import write_page
@@ -58,7 +62,7 @@ def write_report(folder: Path, results: Results, analysis: Analysis, more: Seque
         more: sections at the end.
     """
     drawn = {suite.name: _figures(results, suite.name, n) for n, suite in enumerate(results.suites)}
-    sections = [_reading(results, analysis), _sharing(analysis)]
+    sections = [_reading(results, analysis), _sharing(results, analysis)]
     sections += [_suite_section(results, name, figures) for name, figures in drawn.items()]
     if len(results.suites) > 1:
         sections.append(Section("Mean over suites", [_scores_table(results, None)]))
@@ -67,8 +71,8 @@ def write_report(folder: Path, results: Results, analysis: Analysis, more: Seque
     learned = [
         Table(caption=title, columns=["Method", *map(shots_words, results.shots)], rows=list(rows), note=said)
         for title, said, rows in (
-            ("Chosen on val", CHOSEN_SAID, chosen_rows(results)),
-            ("Effective rates", RATES_SAID, rate_rows(results)),
+            (f"Chosen on val, {_where(results)}", CHOSEN_SAID, chosen_rows(results)),
+            (f"Effective rates, {_where(results)}", RATES_SAID, rate_rows(results)),
         )
         if rows
     ]
@@ -77,6 +81,8 @@ def write_report(folder: Path, results: Results, analysis: Analysis, more: Seque
     if harm_rows(results):
         sections.append(_harm_section(results))
     sections += more
+    if said := note_lines(results.cell_notes(), len(results.found)):
+        sections.append(Section("Notes of the cells", [Text(said)]))
     if results.failed:
         sections.append(
             Section("Failed", [Text([f"{label}: {why}" for label, why in results.failed.items()])])
@@ -127,11 +133,11 @@ def _lead(results: Results, analysis: Analysis) -> str:
     row, score = max(there, key=lambda pair: pair[1].mean)
     at = "on average over shots" if level is None else f"at {shots_words(level)}"
     said = f"{row.label} scores highest {at}: {show_score(score)} %."
-    if analysis.reference is not None:
-        clear = [d for d in analysis.differences if d.is_clear]
-        n = len(analysis.differences)
+    for reference in analysis.references:
+        against = analysis.against(reference)
+        clear = [d for d in against if d.is_clear]
         said += (
-            f" Of {n} differences to {analysis.reference.label}, {len(clear)} are larger than the noise"
+            f" Of {len(against)} differences to {reference.label}, {len(clear)} are larger than the noise"
             f" ({sum(d.interval.value > 0 for d in clear)} gains,"
             f" {sum(d.interval.value < 0 for d in clear)} losses)."
         )
@@ -161,24 +167,55 @@ def _reading(results: Results, analysis: Analysis) -> Section:
     ]
     if analysis.differences:
         said.append(interval_words(max(d.interval.n_seeds for d in analysis.differences)))
-    return Section("How to read this", [Facts(pairs), Text([*said, *results.notes])])
+    blocks: list[Block] = [Facts(pairs), Text([*said, *results.notes])]
+    if lines := command_lines(results):
+        blocks += [Text(["All tables and figures are of one command:"]), Commands(lines)]
+    return Section("How to read this", blocks)
 
 
-def _sharing(analysis: Analysis) -> Section:
+def command_lines(results: Results) -> list[str]:
+    """The command that makes this table; none where a table in Python had rows that no command can name."""
+    about = results.about
+    rows = [row for row in results.rows if row.tuning == "published"]
+    if about["preset"]:
+        methods = ["--preset", str(about["preset"])]
+    elif any(row.name or row.together is not None for row in rows):
+        return []
+    else:
+        methods = ["--methods", ",".join(map(row_words, rows))]
+    references = [row.label if row.together is not None else row_words(row) for row in results.references]
+    given = [
+        *(["--reference", ",".join(references)] if references else []),
+        *(["--tune"] if about["tuned"] else []),
+        *([] if about["resplit"] else ["--no-resplit"]),
+        *(["--quick"] if about["quick"] else []),
+        *(["--threads", str(about["threads"])] if about["threads"] != 1 else []),
+        *(f"{key}={value}" for key, value in results.settings.items()),
+    ]
+    parts = [
+        ["softcpt", "compare", *(str(suite.source) for suite in results.suites)],
+        ["--backbone", str(about["backbone"]["name"]), "--output", "DIR"],
+        methods,
+        ["--shots", ",".join(map(str, results.shots)), "--seeds", ",".join(map(str, results.seeds)), *given],
+    ]
+    return " \\\n  ".join(map(shlex.join, parts)).split("\n")
+
+
+def _sharing(results: Results, analysis: Analysis) -> Section:
     title = "Does sharing help me?"
     if analysis.shared is None or analysis.alone is None or not analysis.sharing:
-        said = (
-            "Not asked here: it takes a method that shares (such as softcpt-nata) beside one that trains "
-            "each task alone (such as coop-ca)."
-        )
-        return Section(title, [Text([said])])
+        return Section(title, [Text([unasked(analysis)])])
     levels = list(dict.fromkeys(d.shots for d in analysis.sharing))
     of_level = {level: [d for d in analysis.sharing if d.shots == level] for level in levels}
     last = of_level[levels[-1]]
+    many = len(results.suites) > 1
     table = Table(
-        caption=f"{analysis.shared.label} against {analysis.alone.label}, {shots_words(levels[-1])}",
-        columns=["Task", "Suite", "Points (95 % interval)", "Sharing"],
-        rows=[(str(d.task), d.suite, show_plain_difference(d), verdict(d)) for d in last],
+        caption=f"Each task of {_where(results)}: {analysis.shared.label} against {analysis.alone.label}, "
+        f"{shots_words(levels[-1])}",
+        columns=["Task", *(["Suite"] if many else []), "Points (95 % interval)", "Sharing"],
+        rows=[
+            (str(d.task), *([d.suite] if many else []), show_plain_difference(d), verdict(d)) for d in last
+        ],
         note="helps, hurts: larger than the noise, corrected for the number of tasks (Holm).",
         strong=[i for i, d in enumerate(last) if d.is_clear],
     )
@@ -227,7 +264,8 @@ def _scores_table(results: Results, name: str | None) -> Table:
         rows.append((row.label, *sizes, *(show_score(found[row.label, level]) for level in levels)))
     heads = [shots_words(level) if level is not None else "Average" for level in levels]
     return Table(
-        caption=f"Accuracy in percent{'' if name is None else f' on {name}'}",
+        caption="Accuracy in percent on test images, "
+        + (f"mean over {len(results.suites)} suites" if name is None else f"{name}, mean over tasks"),
         columns=["Method", *(["Numbers learned", "Seconds"] if name is not None else []), *heads],
         rows=rows,
         note="Bold: the highest in the last column. Seconds: one training, mean, with others beside it.",
@@ -235,9 +273,14 @@ def _scores_table(results: Results, name: str | None) -> Table:
     )
 
 
+def _where(results: Results) -> str:
+    n = len(results.suites)
+    return results.suites[0].name if n == 1 else f"{n} suites"
+
+
 def _harm_section(results: Results) -> Section:
     table = Table(
-        caption="Tasks that score below zero-shot",
+        caption=f"Tasks that score below zero-shot, {_where(results)}",
         columns=["Method", *map(shots_words, results.shots)],
         rows=[(row.label, *harm_cells(results, row)) for row in harm_rows(results)],
         note=HARM_SAID,
@@ -246,27 +289,28 @@ def _harm_section(results: Results) -> Section:
 
 
 def _difference_section(results: Results, analysis: Analysis) -> Section:
-    assert analysis.reference is not None  # there are differences to it
     levels: list[int | None] = [*results.shots, *([None] if len(results.shots) > 1 else [])]
     tables: list[Block] = []
-    for name in dict.fromkeys(d.suite for d in analysis.differences):
-        rows = []
-        for row in results.rows:
-            own = {d.shots: d for d in analysis.differences if d.row == row.label and d.suite == name}
-            if own:
-                cells = (_starred(own[s]) if s in own else NONE for s in levels)
-                rows.append((row.label, *cells))
-        tables.append(
-            Table(
-                caption=f"Points more or less than {analysis.reference.label}, "
-                + ("mean over suites" if name == ALL_SUITES else name),
-                columns=["Method", *map(shots_words, levels)],
-                rows=rows,
-                note=f"With 95 % intervals. *: larger than the noise, after Holm's correction for "
-                f"{len(analysis.differences)} comparisons.",
+    for reference in analysis.references:
+        against = analysis.against(reference)
+        for name in dict.fromkeys(d.suite for d in against):
+            rows = []
+            for row in results.rows:
+                own = {d.shots: d for d in against if d.row == row.label and d.suite == name}
+                if own:
+                    cells = (_starred(own[s]) if s in own else NONE for s in levels)
+                    rows.append((row.label, *cells))
+            tables.append(
+                Table(
+                    caption=f"Points more or less than {reference.label}, "
+                    + (f"mean over {len(results.suites)} suites" if name == ALL_SUITES else name),
+                    columns=["Method", *map(shots_words, levels)],
+                    rows=rows,
+                    note=f"With 95 % intervals. *: larger than the noise, after Holm's correction for "
+                    f"{len(analysis.differences)} comparisons.",
+                )
             )
-        )
-    return Section(f"Differences to {analysis.reference.label}", tables)
+    return Section(differences_title(analysis), tables)
 
 
 def _starred(difference: Difference) -> str:
@@ -298,8 +342,8 @@ def _figures(results: Results, name: str, number: int) -> list[Drawn]:
                 accuracy_figure(
                     lines, key=f"accuracy-{number}", alt=f"Accuracy in percent over shots on {name}. {said}."
                 ),
-                f"Mean over {len(tasks)} tasks {seeds}. Error bars: population deviation over seeds, "
-                f"no confidence interval.{aside}",
+                f"Accuracy over shots on {name}, mean over {len(tasks)} tasks {seeds}. Error bars: "
+                f"population deviation over seeds, no confidence interval.{aside}",
             ),
         )
     ]
@@ -316,7 +360,8 @@ def _figures(results: Results, name: str, number: int) -> list[Drawn]:
                         alt=f"Gain over zero-shot in points at {shots_words(shots)} on {name}. "
                         + "; ".join(_told(label, own) for label, own in gains.items()),
                     ),
-                    f"Gain over zero-shot with the templates, {shots_words(shots)}, mean {seeds}.{aside}",
+                    f"Gain over zero-shot with the templates, task by task, on {name}: {shots_words(shots)}, "
+                    f"mean {seeds}.{aside}",
                 ),
             )
         )
@@ -336,7 +381,9 @@ def _figures(results: Results, name: str, number: int) -> list[Drawn]:
             )
             average = "average over shots" if len(results.shots) > 1 else shots_words(shots)
             drawn.append(
-                Drawn(f"{stem}-{slug}", Figure(figure, f"Accuracy, {average}, against {what}.{aside}"))
+                Drawn(
+                    f"{stem}-{slug}", Figure(figure, f"Accuracy on {name}, {average}, against {what}.{aside}")
+                )
             )
     return drawn
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -54,6 +55,7 @@ class Results:
         about: facts about the backbone, the machine and the way of comparing.
         failed: label of a cell -> why it has no result.
         notes: what a reader should know.
+        references: rows that the others are compared with; without any, one is taken.
     """
 
     suites: Sequence[Suite]
@@ -65,6 +67,7 @@ class Results:
     about: Mapping[str, Any]
     failed: Mapping[str, str]
     notes: Sequence[str]
+    references: Sequence[Row] = ()
 
     def cell(self, suite: str, row: Row, shots: int, seed: int) -> Mapping[str, Any] | None:
         """A cell's content, or None."""
@@ -124,6 +127,14 @@ class Results:
                 if task["score"] is not None:
                     gained.setdefault(task["name"], []).append(task["score"] - task["zero_shot"])
         return {name: statistics.fmean(values) for name, values in gained.items()}
+
+    def cell_notes(self) -> list[tuple[str, int]]:
+        """What cells say of themselves, each note with the number of cells that say it; the most first."""
+        # Groups of tasks that were trained apart say it once each; a cell without notes may lack the key.
+        counts = Counter(
+            note for cell in self.found.values() for note in dict.fromkeys(cell.get("notes", ()))
+        )
+        return counts.most_common()
 
     def learns(self, row: Row) -> bool:
         """Whether a row depends on training images."""
@@ -206,6 +217,7 @@ def gather(
         about=about,
         failed=failed,
         notes=notes,
+        references=list(request.references),
     )
 
 

@@ -102,6 +102,64 @@ def _parse_row(word: str) -> Row:
     )
 
 
+def row_words(row: Row) -> str:
+    """A row as a command line would name it."""
+    words = [row.method, *(f"{key}={value}" for key, value in row.settings)]
+    words += [f"{key}={ALTERNATIVES.join(values)}" for key, values in row.tries]
+    return ":".join([*words, *([f"together={row.together}"] if row.together is not None else [])])
+
+
+def find_rows(text: str, rows: Sequence[Row]) -> list[Row]:
+    """Rows by their labels, or as :func:`parse_rows` reads them, with commas between.
+
+    Raises:
+        ConfigError: every word that names none of the rows, with what there is.
+    """
+    known = {row.label: row for row in rows}
+    words = text.split(",")
+    found: list[Row] = []
+    strangers: list[str] = []
+    while words:
+        # Labels have commas too: the longest that fits is meant.
+        for n in range(len(words), 0, -1):
+            word = ",".join(words[:n]).strip()
+            row = known.get(word) or _same_row(word, rows)
+            if row is not None:
+                break
+        if row is None:
+            strangers.append(word)
+        elif row not in found:
+            found.append(row)
+        words = words[n:]
+    if strangers:
+        fix = f"write one of: {'; '.join(known)}"
+        faults = [Fault("--reference", f"{word!r} is no row of this comparison", fix) for word in strangers]
+        raise ConfigError(faults, about="the options")
+    return found
+
+
+def _same_row(word: str, rows: Sequence[Row]) -> Row | None:
+    try:
+        meant = _parse_row(word)
+    except ConfigError:
+        return None
+    return next((row for row in rows if replace(row, name="") == meant), None)
+
+
+def label_faults(rows: Sequence[Row]) -> list[Fault]:
+    """Labels that two rows have: results are kept and shown under them."""
+    labels = [row.label for row in rows]
+    return [
+        Fault(
+            label,
+            f"{labels.count(label)} rows have this label",
+            "leave one out, or give its method another label",
+        )
+        for label in dict.fromkeys(labels)
+        if labels.count(label) > 1
+    ]
+
+
 def overrides_for(row: Row, settings: Mapping[str, str]) -> dict[str, str]:
     """Keys and values of a row's runs: those given for all methods as far as it knows them, and its own."""
     keys = keys_of(get_method(row.method))

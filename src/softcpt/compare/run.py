@@ -22,7 +22,7 @@ from softcpt.compare.identity import suite_digest
 from softcpt.compare.presets import PUBLISHED_TABLE
 from softcpt.compare.published import check_names
 from softcpt.compare.results import Results, gather
-from softcpt.compare.rows import TUNED_AT_SHOTS, Row, Tuning
+from softcpt.compare.rows import TUNED_AT_SHOTS, Row, Tuning, label_faults
 from softcpt.compare.store import FEATURES, WORK, Kind, Store, open_store
 from softcpt.compare.tune import choose, points_of, published_point, tries_faults
 from softcpt.compare.work import Job, What
@@ -64,6 +64,7 @@ class Request:
         skip_bad_images: leave out images that cannot be read.
         quick: what is asked for is a first look, and the table says so.
         preset: name of the preset the rows come from.
+        references: rows that all others are compared with; without any, one is taken.
     """
 
     rows: Sequence[Row]
@@ -82,6 +83,7 @@ class Request:
     skip_bad_images: bool = False
     quick: bool = False
     preset: str | None = None
+    references: Sequence[Row] = ()
 
     def check(self) -> None:
         """Refuse numbers that cannot be, and choices that cannot be made.
@@ -108,6 +110,12 @@ class Request:
             faults.append(Fault("--jobs", what, "leave it out"))
         if not self.rows:
             faults.append(Fault("--methods", "names no method"))
+        faults += label_faults(self.rows)
+        faults += [
+            Fault("--reference", f"{row.label} is no row of this comparison", "name one that is")
+            for row in self.references
+            if row not in self.rows
+        ]
         faults += tries_faults(self.rows, self.settings, tune=self.tune)
         if faults:
             raise ConfigError(faults, about="the options")

@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from softcpt.compare.differences import Analysis, Difference
+from softcpt.compare.rows import row_words
 from softcpt.compare.statistics import FEWEST_SEEDS
+from softcpt.compare.store import RESULTS
+
+MOST_NOTES = 20
+"""Of cells, in tables and pages."""
 
 SHARING_SAID = (
-    "The two also differ in the size and number of their steps: what is left of a difference without that, "
-    "the preset controls tells."
+    "The two may also differ in the size and number of their steps: what is left of a difference without "
+    "that, the preset controls tells."
 )
 
 
@@ -56,13 +61,30 @@ def sharing_summary(differences: Sequence[Difference]) -> str:
     )
 
 
+def unasked(analysis: Analysis) -> str:
+    """Why it is not asked whether sharing helps, and which row would let it be."""
+    if analysis.shared is None:
+        return (
+            "Not asked here: it takes a row that shares (such as softcpt-nata) beside a like one that trains "
+            "each task alone (such as coop-ca)."
+        )
+    if analysis.alone is not None:
+        return f"{analysis.shared.label} and {analysis.alone.label} have no results on the same seeds yet."
+    if analysis.to_add is None:
+        return (
+            f"Not asked here: no row trains each task alone as {analysis.shared.label} trains all of them, "
+            "and no method of ours is like it."
+        )
+    return (
+        f"Not asked here: no row is like {analysis.shared.label} (its head, optimizer, epochs and contexts) "
+        f"and trains each task alone. Add the row {row_words(analysis.to_add)}."
+    )
+
+
 def sharing_lines(analysis: Analysis) -> list[str]:
     """Summaries for all shots, then a sentence for each task: on the average, if there are several."""
     if analysis.shared is None or analysis.alone is None:
-        return [
-            "Not asked here: it takes a method that shares (such as softcpt-nata) beside one that trains "
-            "each task alone (such as coop-ca)."
-        ]
+        return [unasked(analysis)]
     levels = list(dict.fromkeys(d.shots for d in analysis.sharing))
     of_level = {level: [d for d in analysis.sharing if d.shots == level] for level in levels}
     lines = [
@@ -74,6 +96,18 @@ def sharing_lines(analysis: Analysis) -> list[str]:
     if levels:
         lines += [sharing_sentence(d) for d in of_level[levels[-1]]]
     return lines
+
+
+def note_lines(notes: Sequence[tuple[str, int]], n_cells: int) -> list[str]:
+    """Notes of cells, each once with how many cells it holds for; of many only the first.
+
+    Example:
+        >>> note_lines([("few images", 2)], 12)
+        ['few images (2 of 12 cells)']
+    """
+    lines = [f"{note} ({n} of {n_cells} cell{'' if n_cells == 1 else 's'})" for note, n in notes[:MOST_NOTES]]
+    left = len(notes) - MOST_NOTES
+    return [*lines, f"and {left} more, all of them in {RESULTS}"] if left > 0 else lines
 
 
 def interval_words(n_seeds: int) -> str:

@@ -12,6 +12,12 @@ other ones, so that an image is met under several seeds. Three parts of the unce
 
 Fewer than five seeds say too little about seeds: V is then V_images, and the interval is over test images.
 
+Images drawn again cannot show what none of them shows: three that all flip would be a sure gain. Therefore
+V_images is no less than what one image more for each task, on which the rows are alike, would change; and p
+no less than a sign test can reach on the images that the rows answer otherwise (mid-p, 2^-n; Fagerland,
+Lydersen and Laake 2013), with an interval to match where that is no evidence at all. With dozens of images
+neither changes anything.
+
 Letters: R seeds, T tasks, Q columns (row and shots of a table), U images, N draws.
 """
 
@@ -32,6 +38,8 @@ FEWEST_SEEDS = 5
 DRAWS = 1000
 """Of the bootstrap; a standard error is then within 5 percent of its limit."""
 LEVEL = 0.95
+_NOTHING = 1e-9
+"""Differences of sums of weights that rounding alone leaves."""
 
 Over = Literal["images and seeds", "images"]
 
@@ -94,7 +102,7 @@ class SuiteTests:
         n_draws: int = DRAWS,
     ) -> None:
         self.seeds = list(tests)
-        ordered = [tests[seed] for seed in self.seeds]
+        self._ordered = ordered = [tests[seed] for seed in self.seeds]
         self.scores: Float[ndarray, "R T Q"] = np.array(
             [[weighted_score(np.ones((1, len(t.labels))), t)[0] for t in tasks] for tasks in ordered]
         )
@@ -135,6 +143,7 @@ class SuiteTests:
         if not seeds:
             return None
         of_seed = np.nanmean(values[seeds], axis=1)
+        n_told, one_more = self._told(seeds, chosen, columns, factor)
 
         def drawn_variance(draws: Float[ndarray, "R T N Q"]) -> float:
             # Taken out at once: the whole array is large, and there are hundreds of contrasts.
@@ -142,23 +151,61 @@ class SuiteTests:
             with_tasks = drawn[:, ~np.isnan(drawn).all(axis=(0, 2))]
             return float(np.nanmean(with_tasks, axis=1).mean(axis=0).var(ddof=1))
 
-        images = drawn_variance(self._shared)
+        images = max(drawn_variance(self._shared), one_more)
         n = len(seeds)
         if n < FEWEST_SEEDS:
-            return interval(float(of_seed.mean()), images, math.inf, "images", n)
+            return interval(float(of_seed.mean()), images, math.inf, "images", n, n_told)
         over_seeds = float(of_seed.var(ddof=1)) / n
         # The sum is an estimate too, and may fall below its largest part.
         variance = max(over_seeds + images - drawn_variance(self._both), over_seeds, images)
         df = math.inf if over_seeds == 0 else (variance / over_seeds) ** 2 * (n - 1)  # Satterthwaite
-        return interval(float(of_seed.mean()), variance, df, "images and seeds", n)
+        return interval(float(of_seed.mean()), variance, df, "images and seeds", n, n_told)
+
+    def _told(
+        self,
+        seeds: Sequence[int],
+        chosen: Sequence[int],
+        columns: Sequence[int],
+        factor: Float[ndarray, " q"],
+    ) -> tuple[int, float]:
+        """How many images the columns answer otherwise, and what one more a task would change (squared)."""
+        otherwise: set[int] = set()
+        changes = []
+        for t in chosen:
+            met: set[int] = set()
+            for r in seeds:
+                tests = self._ordered[r][t]
+                met.update(tests.images.tolist())
+                differs = np.abs(np.nan_to_num(tests.right[:, columns]) @ factor) > _NOTHING
+                otherwise.update(tests.images[differs].tolist())
+            if met:
+                scores = self.scores[list(seeds), t][:, columns] @ factor
+                value = float(np.nan_to_num(scores).mean())
+                changes.append((value / (len(met) + 1)) ** 2)
+        return len(otherwise), sum(changes) / len(changes) ** 2
 
 
-def interval(value: float, variance: float, df: float, over: Over, n_seeds: int) -> Interval:
-    """The interval of an estimate with a variance."""
+def interval(
+    value: float, variance: float, df: float, over: Over, n_seeds: int, n_told: float = math.inf
+) -> Interval:
+    """The interval of an estimate with a variance.
+
+    Args:
+        value: the estimate.
+        variance: of it.
+        df: degrees of freedom.
+        over: what was drawn again.
+        n_seeds: seeds it stands on.
+        n_told: images that tell the rows apart.
+    """
+    least = 0.5**n_told
+    if least > 1 - LEVEL and value:
+        # 1 - 2^-0 is no quantile: a value that is not 0 was told by one image at least.
+        variance = max(variance, (value / two_sided_quantile(1 - min(least, 0.5), df)) ** 2)
     deviation = math.sqrt(variance)
     reach = two_sided_quantile(LEVEL, df) * deviation
     sure = 1.0 if value == 0 else 0.0
-    p = two_sided_p(value / deviation, df) if deviation else sure
+    p = max(least, two_sided_p(value / deviation, df) if deviation else sure)
     return Interval(value, value - reach, value + reach, p, over, n_seeds, variance, df)
 
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from softcpt.compare.differences import ALL_SUITES, Analysis, Difference
 from softcpt.compare.learning import CHOSEN_SAID, RATES_SAID, chosen_rows, rate_rows
 from softcpt.compare.results import Results, Score
-from softcpt.compare.rows import Row
-from softcpt.compare.sentences import interval_words, sharing_lines, shots_words
+from softcpt.compare.rows import Row, row_words
+from softcpt.compare.sentences import interval_words, note_lines, sharing_lines, shots_words
 
 NONE = "–"  # noqa: RUF001  as the paper has it
 
@@ -43,6 +43,8 @@ def markdown(results: Results, analysis: Analysis, more: Sequence[str] = ()) -> 
     ]
     lines += ["", "## Does sharing help me?", ""]
     lines += [f"- {line}" for line in sharing_lines(analysis)]
+    if said := note_lines(results.cell_notes(), len(results.found)):
+        lines += ["", "## Notes of the cells", "", *(f"- {line}" for line in said)]
     if results.failed:
         lines += ["", "## Failed", ""]
         lines += [f"- {label}: {why}" for label, why in results.failed.items()]
@@ -76,12 +78,6 @@ def _head(results: Results) -> list[str]:
     if results.about["quick"]:
         said.append("**A quick look, with short trainings: not for conclusions.**")
     return [" ".join(said[:1]), "", *(f"- {line}" for line in [*said[1:], *results.notes])]
-
-
-def row_words(row: Row) -> str:
-    """A row as a command line would name it."""
-    words = [row.method, *(f"{key}={value}" for key, value in row.settings)]
-    return ":".join([*words, *([f"together={row.together}"] if row.together is not None else [])])
 
 
 def main_table(results: Results, suite: str | None) -> list[str]:
@@ -175,30 +171,44 @@ def harm_cells(results: Results, row: Row) -> list[str]:
     return [f"{below} of {n}" if n else NONE for below, n in harmed]
 
 
-def _differences(results: Results, analysis: Analysis) -> list[str]:
-    assert analysis.reference is not None  # there are differences to it
+def differences_title(analysis: Analysis) -> str:
+    """``Differences to CoOp-CA and Zero-shot CLIP``."""
+    return f"Differences to {' and '.join(row.label for row in analysis.references)}"
+
+
+def differences_said(analysis: Analysis) -> str:
+    """How they were made; for a table's page."""
     n_seeds = max((d.interval.n_seeds for d in analysis.differences), default=0)
-    lines = [
-        f"## Differences to {analysis.reference.label}",
-        "",
+    many = len(analysis.references) > 1
+    return (
         f"In points, on the same seeds, tasks and images, with 95 % intervals; tuned rows are compared with "
-        f"the reference tuned alike, where it is there. {interval_words(n_seeds)} "
+        f"the reference tuned alike, where it is there"
+        f"{'; two references are compared once' if many else ''}. {interval_words(n_seeds)} "
         f"**Bold**: larger than the noise, after Holm's correction for {len(analysis.differences)} "
-        "comparisons.",
-    ]
+        "comparisons."
+    )
+
+
+def _differences(results: Results, analysis: Analysis) -> list[str]:
+    lines = [f"## {differences_title(analysis)}", "", differences_said(analysis)]
     suites = [suite.name for suite in results.suites]
     names = [*suites, *([ALL_SUITES] if len(suites) > 1 else [])]
     levels: list[int | None] = [*results.shots, *([None] if len(results.shots) > 1 else [])]
-    for name in names:
-        lines += ["", f"**{name}**", ""]
-        lines += ["| Method | " + " | ".join(shots_words(level) for level in levels) + " |"]
-        lines += ["|---|" + "---:|" * len(levels)]
-        for row in results.rows:
-            if row == analysis.reference:
-                continue
-            of_row = {d.shots: d for d in analysis.differences if d.row == row.label and d.suite == name}
-            cells = [show_difference(of_row[level]) if level in of_row else NONE for level in levels]
-            lines.append("| " + " | ".join([row.label, *cells]) + " |")
+    many = len(analysis.references) > 1
+    for reference in analysis.references:
+        against = analysis.against(reference)
+        # Two references are compared once: the row of an earlier one is in its own table.
+        told = {d.row for d in against}
+        for name in names:
+            lines += ["", f"**{name}, to {reference.label}**" if many else f"**{name}**", ""]
+            lines += ["| Method | " + " | ".join(shots_words(level) for level in levels) + " |"]
+            lines += ["|---|" + "---:|" * len(levels)]
+            for row in results.rows:
+                if row == reference or (many and row.label not in told):
+                    continue
+                of_row = {d.shots: d for d in against if d.row == row.label and d.suite == name}
+                cells = [show_difference(of_row[level]) if level in of_row else NONE for level in levels]
+                lines.append("| " + " | ".join([row.label, *cells]) + " |")
     return lines
 
 

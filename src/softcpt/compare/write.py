@@ -76,7 +76,8 @@ def to_content(results: Results, analysis: Analysis) -> dict[str, Any]:
             for shots in (*results.shots, None)
             if (score := results.score(name, row, shots)) is not None
         ],
-        "reference": analysis.reference.label if analysis.reference else None,
+        "reference": analysis.references[0].label if analysis.references else None,
+        "references": [row.label for row in analysis.references],
         "differences": [_of_difference(d) for d in analysis.differences],
         "sharing": [
             _of_difference(d) | {"task": d.task, "sentence": sharing_sentence(d)} for d in analysis.sharing
@@ -101,6 +102,7 @@ def to_content(results: Results, analysis: Analysis) -> dict[str, Any]:
         ],
         "failed": dict(results.failed),
         "notes": list(results.notes),
+        "cell_notes": [{"note": note, "cells": n} for note, n in results.cell_notes()],
     }
 
 

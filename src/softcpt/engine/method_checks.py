@@ -42,7 +42,7 @@ from softcpt.methods.base import (
     n_parameters,
 )
 from softcpt.methods.outside import KEY
-from softcpt.methods.registry import lend
+from softcpt.methods.registry import lend, list_methods
 
 FIXED = ("method", "backbone", "device", "split")
 """Keys that the checks set themselves."""
@@ -69,7 +69,7 @@ class Outcome:
 
 
 def check_entry(trial: Trial) -> str | None:
-    """Key, label, summary and options are in order."""
+    """Key, label, summary and options are in order; no other method has the label."""
     method = trial.method
     wrong = []
     if not re.fullmatch(KEY, method.key):
@@ -79,6 +79,13 @@ def check_entry(trial: Trial) -> str | None:
         for name in ("label", "summary")
         if not re.fullmatch(r"\S(.*\S)?", getattr(method, name))
     ]
+    wrong += [
+        f"label {method.label!r} is that of {other.key}: tables could not tell them apart"
+        for other in list_methods()
+        if other.key != method.key and other.label == method.label
+    ]
+    if method.shares and method.separate:
+        wrong.append("shares=True, but separate=True trains each task by itself")
     config = method.config
     if not (isinstance(config, type) and issubclass(config, MethodConfig)):
         return "; ".join([*wrong, "config is no subclass of MethodConfig"])
@@ -186,11 +193,12 @@ def check_parameters(trial: Trial) -> str | None:
 
 
 def _is_learned(classifier: Classifier, name: str, parameter: Tensor) -> bool:
-    """Whether there is a gradient, nothing to give one to, or the module says that none is needed."""
+    """Whether there is a gradient, nothing to give one to, it is fitted, or the module asks for none."""
     place, _, own = name.rpartition(".")
     excused = getattr(classifier.get_submodule(place), "no_gradient", ())
     graded = parameter.grad is not None and bool(parameter.grad.any())
-    return graded or not parameter.numel() or own in excused
+    fitted = bool(fitted_parts(classifier)) and not parameter.requires_grad
+    return graded or not parameter.numel() or own in excused or fitted
 
 
 def check_repeated(trial: Trial) -> str | None:

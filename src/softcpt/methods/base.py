@@ -62,6 +62,10 @@ class MethodConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    def is_shared(self) -> bool:
+        """Whether a method that shares (``Method.shares``) still does so with these values."""
+        return True
+
 
 @dataclass(frozen=True)
 class TaskNames:
@@ -484,6 +488,8 @@ class Method:
         trains: whether the loop trains its classifier.
         fits: whether its classifier is a :class:`FittedClassifier`, fitted after the loop or without one.
         separate: one independent training per task instead of one over all.
+        shares: whether what is learned of one task depends on the other tasks' images; training them in one
+            run is not enough. What values take away, the config's ``is_shared`` says.
         published_steps: optimizer steps a batch, and scheduler steps an epoch, of the published code
             (its ``K``); None where no code of this kind was published.
         image_features: what it sees of an image.
@@ -506,6 +512,7 @@ class Method:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     fits: bool = False
     tunes: Mapping[str, tuple[str, ...]] | None = None
+    shares: bool = False
 
     @property
     def uses_images(self) -> bool:

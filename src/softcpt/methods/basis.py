@@ -138,4 +138,5 @@ BASIS = Method(
     summary="a few shared contexts, mixed for each task by its text",
     config=BasisConfig,
     build=with_head(_build),
+    shares=True,
 )

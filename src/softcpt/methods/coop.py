@@ -143,6 +143,7 @@ def _method(
         config=CoOpConfig,
         build=with_head(build),
         separate=separate,
+        shares=sharing is Sharing.ALL,
         published_steps=1 if published else None,
     )
 

@@ -70,6 +70,10 @@ class DualConfig(TaskTextConfig, PromptConfig):
             check_texts_matter(self, "kernel=rho")
         return self
 
+    def is_shared(self) -> bool:
+        """Not where the kernel is diagonal (a centred one is not, whatever the share)."""
+        return self.kernel not in ("diagonal", "diagonal-top") and (self.kernel, self.share) != ("rho", 0)
+
 
 class DualContexts(ContextSource):
     """Contexts [T, n, W] whose gradients are mixed by a kernel of the tasks' texts."""
@@ -267,6 +271,7 @@ DUAL = Method(
     summary="a context per task, gradients shared by a kernel of the tasks' texts",
     config=DualConfig,
     build=with_head(_build),
+    shares=True,
 )
 
 _SHARES = {"share": ("0.5", "0.2", "0"), "lr": ("0.001", "0.002", "0.004")}
@@ -277,6 +282,7 @@ RHO = Method(
     summary="our choice, prompts alone: a context per task, a fifth of each step shared, AdamW",
     config=RhoConfig,
     build=with_head(_build),
+    shares=True,
     defaults={"optimizer": "adam"},
     tunes=_SHARES,
 )
@@ -287,6 +293,7 @@ PLUS = Method(
     summary="our choice: softcpt-rho, then a logistic regression on top of each task's prompts",
     config=PlusConfig,
     build=with_head(_build),
+    shares=True,
     defaults={"optimizer": "adam"},
     tunes=_SHARES,
 )

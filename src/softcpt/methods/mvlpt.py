@@ -47,6 +47,10 @@ class MVLPTConfig(ContextConfig):
         1, ge=1, description="shared prompts, from different starts, whose mean is adapted"
     )
 
+    def is_shared(self) -> bool:
+        """Without epochs of its own, the prompt of all tasks learns nothing."""
+        return self.shared_epochs > 0
+
 
 class SharedPrompt(CoOp):
     """Stage 1: CoOp-MT, if need be with a softmax over all tasks."""
@@ -126,5 +130,6 @@ MVLPT_TEXT = Method(
     summary="one learned context for all tasks, then adapted to each task",
     config=MVLPTConfig,
     build=_build,
+    shares=True,
     defaults={"keep": "best"},
 )

@@ -94,4 +94,5 @@ RESIDUAL = Method(
     summary="a shared context and a gated residual for each task",
     config=ResidualConfig,
     build=with_head(_build),
+    shares=True,
 )

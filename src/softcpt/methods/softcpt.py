@@ -350,6 +350,7 @@ def _variant_method(variant: Variant, summary: str) -> Method:
         summary=summary,
         config=ClassAwareConfig if variant.class_aware else SoftCPTConfig,
         build=with_head(build),
+        shares=True,
         published_steps=4 if variant.class_aware else 3,
     )
 
@@ -381,6 +382,7 @@ STAR = Method(
     summary="a learned feature per task in place of its name's; knows no unseen tasks",
     config=GeneratorConfig,
     build=with_head(_build_star),
+    shares=True,
 )
 
 NATA_SEPARATE = replace(
@@ -389,5 +391,6 @@ NATA_SEPARATE = replace(
     label="SoftCPT-NATA, separate",
     summary="as softcpt-nata, each task in a run of its own: a control, nothing is shared",
     separate=True,
+    shares=False,
     published_steps=None,
 )

@@ -37,6 +37,10 @@ class SpanConfig(PromptConfig):
         "shared", description="one span for all tasks, or own: one for each"
     )
 
+    def is_shared(self) -> bool:
+        """Not where each task has a span of its own."""
+        return self.span == "shared"
+
 
 class SpanPrompts(PromptClassifier):
     """Class prompts whose contexts lie in a span of few directions."""
@@ -89,6 +93,7 @@ SPAN = Method(
     summary="a context per class, mixed from a few directions that all tasks share",
     config=SpanConfig,
     build=with_head(_build),
+    shares=True,
     defaults={"optimizer": "adam"},
     tunes={"span_size": ("4", "8", "16"), "lr": ("0.001", "0.002", "0.004")},
 )

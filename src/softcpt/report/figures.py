@@ -23,6 +23,10 @@ WIDTH_IN: Final = 3.8
 """Narrow enough for a phone, where a wide figure's words would shrink until nobody can read them."""
 
 _TEXT_PT: Final = 10
+_LEGEND_IN: Final = 0.21
+"""A line of a legend."""
+_LEGEND_ROWS: Final = 2
+"""What every figure has room for."""
 _INK, _FAINT, _PAPER, _FILL = "#010101", "#010102", "#010103", "#010104"
 _SERIES = tuple(f"#01020{i}" for i in range(1, 9))
 _MARKERS = "osD^vPX*"
@@ -201,6 +205,10 @@ def _legend(figure: Figure, axes: Axes) -> None:
     names = [_short(label, 34) for label in labels]
     columns = 2 if max(map(len, names), default=0) <= 18 else 1  # as many as the width has room for
     figure.legend(handles, names, loc="outside upper left", ncols=columns, handlelength=1.6)
+    # What a long legend takes is added, so that the axes keep room for their own words.
+    figure.set_figheight(
+        figure.get_figheight() + _LEGEND_IN * max(0, -(-len(names) // columns) - _LEGEND_ROWS)
+    )
 
 
 class _styled:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import statistics
 from dataclasses import replace
@@ -12,8 +13,10 @@ import softcpt
 from softcpt.compare import executor, work
 from softcpt.compare.executor import Failure, Processes
 from softcpt.compare.learning import rate_rows
-from softcpt.compare.rows import Row
+from softcpt.compare.report import command_lines
+from softcpt.compare.rows import Row, parse_rows
 from softcpt.compare.run import Stopped
+from softcpt.compare.sentences import note_lines
 from softcpt.compare.write import write_results
 from softcpt.core.errors import ConfigError, Fault, RunError
 
@@ -248,3 +251,57 @@ def test_the_effective_rate_of_each_row_is_told(run, tmp_path):
     ]
     assert nata == ("SoftCPT-NATA", f"{statistics.median(of_tasks.values()):.3g}")
     assert float(nata[1]) != 0.002
+
+
+def test_notes_of_cells_are_told_once_with_how_many_they_hold_for(run, tmp_path):
+    results = run(tmp_path / "out", methods="zero-shot,plot,coop-ca", shots=(1,), seeds=(1, 2))
+    [(note, n)] = [(note, n) for note, n in results.cell_notes() if note.startswith("plot sees")]
+    assert n == 2
+    old = {
+        place: {key: value for key, value in cell.items() if key != "notes"}
+        for place, cell in results.found.items()
+        if place[1] != "PLOT"
+    }
+    apart = {place: {**cell, "notes": ["the same", "the same"]} for place, cell in old.items()}
+    assert replace(results, found=old).cell_notes() == []
+    assert replace(results, found=apart).cell_notes() == [("the same", 4)]
+
+    write_results(tmp_path, results)
+    said = (tmp_path / "table.md").read_text()
+    assert said.count(f"- {note} (2 of 6 cells)\n") == 1
+    assert "## Notes of the cells" in said
+    assert f"{note} (2 of 6 cells)" in (tmp_path / "report.html").read_text()
+    assert {"note": note, "cells": 2} in json.loads((tmp_path / "results.json").read_text())["cell_notes"]
+    write_results(tmp_path, replace(results, found=old))
+    assert "Notes of the cells" not in (tmp_path / "table.md").read_text()
+
+
+def test_of_many_notes_the_first_are_shown_and_the_rest_counted():
+    lines = note_lines([(f"note {i}", 1) for i in range(23)], 30)
+    assert lines[0] == "note 0 (1 of 30 cells)"
+    assert lines[20:] == ["and 3 more, all of them in results.json"]
+
+
+def test_a_page_names_the_command_that_makes_it(run, tmp_path):
+    rows = parse_rows(["zero-shot", "coop-ca:init_words=a photo"])
+    results = run(tmp_path / "out", rows=rows, seeds=(1,), references=rows[1:], resplit=False)
+    *_, methods, last = command_lines(results)
+    assert methods == "  --methods 'zero-shot,coop-ca:init_words=a photo' \\"
+    assert last == (
+        "  --shots 1 --seeds 1 --reference 'coop-ca:init_words=a photo' --no-resplit epochs=2 views=2"
+    )
+    preset = replace(results, about={**results.about, "preset": "controls", "tuned": True})
+    assert "--preset controls" in command_lines(preset)[2]
+    assert "--tune" in command_lines(preset)[3]
+    assert command_lines(replace(results, rows=[Row("coop-ca", name="ours")])) == []
+
+
+def test_every_table_and_figure_says_what_it_shows_and_where(run, tmp_path):
+    results = run(tmp_path / "out", methods="zero-shot,coop-ca,softcpt-nata")
+    write_results(tmp_path, results)
+    page = (tmp_path / "report.html").read_text()
+    captions = re.findall(r"<(?:fig)?caption>(?:<span>)?([^<]*)", page)
+    assert len(captions) == page.count("<table>") + page.count("<figure")
+    assert len(captions) == len(set(captions)) == 9
+    assert all(results.suites[0].name in caption for caption in captions)
+    assert page.count("softcpt compare ") == 1

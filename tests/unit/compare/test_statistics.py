@@ -91,6 +91,50 @@ def test_equal_rows_differ_by_nothing():
     assert (found.value, found.low, found.high, found.p) == (0, 0, 0, 1)
 
 
+@pytest.mark.parametrize("n_seeds", [1, 6])
+def test_a_few_images_that_all_flip_are_no_sure_gain(n_seeds):
+    def found(n):
+        return SuiteTests({s: [images_of([[1, 0]] * n)] for s in range(n_seeds)}, again()).contrast(
+            {0: 1, 1: -1}
+        )
+
+    assert found(3).p == pytest.approx(1 / 8)  # the mid-p of a sign test, whatever the seeds
+    assert found(3).low < 0 < found(3).high
+    assert found(1).p == pytest.approx(1 / 2)
+    assert found(5).p == pytest.approx(1 / 32)
+    # of many that all flip, the next may still be another: about one in as many
+    many = found(40)
+    assert many.value == 1
+    assert 0.9 < many.low < 0.97
+    assert many.p < 1e-6
+
+
+def test_a_task_of_few_images_adds_its_own_uncertainty():
+    tasks = [images_of([[1, 0]] * 3), images_of([[1, 1]] * 40, np.arange(40) + 3)]
+    found = SuiteTests({1: tasks}, again()).contrast({0: 1, 1: -1})
+    assert found.value == pytest.approx(0.5)
+    assert found.low < 0 < found.high
+
+
+@pytest.mark.parametrize("metric", ["overall_acc", "mean_acc"])
+@pytest.mark.parametrize("gain", [0.0, 0.05, 0.3, 0.6])
+@pytest.mark.parametrize("n_seeds", [1, 5])
+def test_with_dozens_of_images_a_task_the_bootstrap_alone_decides(metric, gain, n_seeds, monkeypatch):
+    draw = rng()
+    tests = {}
+    for seed in range(n_seeds):
+        tests[seed] = []
+        for t in range(3):
+            own = draw.permutation(60)[:30]
+            right = np.column_stack([draw.random(30) < 0.2 + gain, draw.random(30) < 0.2])
+            tests[seed].append(images_of(right, own + 60 * t, own % 3, metric))
+    found = SuiteTests(tests, again()).contrast({0: 1, 1: -1})
+    monkeypatch.setattr(SuiteTests, "_told", lambda *_: (10**6, 0.0))
+    plain = SuiteTests(tests, again()).contrast({0: 1, 1: -1})
+    assert (found.low, found.high) == (plain.low, plain.high)
+    assert found.p == pytest.approx(plain.p, abs=1e-12)
+
+
 def test_seeds_that_lack_a_row_are_left_out_of_its_differences():
     whole, half = images_of([[1, 0], [1, 1]]), images_of([[0, np.nan], [0, np.nan]])
     tests = SuiteTests({1: [whole], 2: [half]}, again())

@@ -237,6 +237,8 @@ class Needing(MethodConfig):
         ({"key": "Own Key"}, "key 'Own Key' is not made of"),
         ({"summary": ""}, "summary is not one line"),
         ({"label": "two\nlines"}, "label is not one line"),
+        ({"label": "CoOp-CA"}, "label 'CoOp-CA' is that of coop-ca"),
+        ({"separate": True, "shares": True}, "shares=True, but separate=True"),
         ({"config": Clashing}, "'lr' is a key of every run already"),
         ({"config": Undescribed}, "'rank' has no description"),
         ({"config": Digits}, "'rank2' is not made of"),

@@ -166,6 +166,20 @@ def test_error_bars_reach_one_deviation_up_and_down():
     assert length(0.3, 0.7) == pytest.approx(2 * length(0.4, 0.6), rel=1e-3)
 
 
+def test_a_long_legend_takes_nothing_from_the_axes():
+    def height(n, name):
+        lines = [Line(f"{name} {i}", {1: spread([0.5])}) for i in range(n)]
+        drawn = accuracy_figure(lines, key="k", alt="lines")
+        box = re.search(r'viewBox="0 0 [\d.]+ ([\d.]+)"', drawn)
+        return float(box[1])
+
+    short, long = "method", "a method with a name of many words"
+    assert height(4, short) == height(2, long) == height(1, short)
+    per_line = 0.21 * 72
+    assert height(8, short) == pytest.approx(height(4, short) + 2 * per_line, abs=0.1)
+    assert height(8, long) == pytest.approx(height(2, long) + 6 * per_line, abs=0.1)
+
+
 def test_a_page_is_written_whole(page, tmp_path):
     write_page(page, tmp_path / "report.html")
     assert [entry.name for entry in tmp_path.iterdir()] == ["report.html"]

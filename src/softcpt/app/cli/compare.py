@@ -41,6 +41,12 @@ _FAILED = 5  # as for runs: the table is there, but not whole
     help="Rows of the table: methods, with settings if need be, as in coop-ca:lr=0.02:context_length=4.  "
     f"[default: {DEFAULT_METHODS}]",
 )
+@click.option(
+    "--reference",
+    metavar="ROW[,ROW...]",
+    help="Rows that all others are compared with, by their names in the table or as in --methods.  "
+    "[default: coop-ca, coop-ca-joint, zero-shot or the first row]",
+)
 @click.option("--shots", metavar="N,N", help=f"Training images per class.  [default: {DEFAULT_SHOTS}]")
 @click.option("--seeds", metavar="N,N", help=f"Of the runs, and of their splits.  [default: {DEFAULT_SEEDS}]")
 @click.option(
@@ -101,6 +107,7 @@ _FAILED = 5  # as for runs: the table is there, but not whole
 def compare(
     words: tuple[str, ...],
     methods: str | None,
+    reference: str | None,
     shots: str | None,
     seeds: str | None,
     output: Path,
@@ -127,7 +134,7 @@ def compare(
     """
     suites = [Path(word) for word in words if not _PAIR.match(word)]
     from softcpt.compare.presets import PRESETS
-    from softcpt.compare.rows import parse_rows
+    from softcpt.compare.rows import find_rows, parse_rows
     from softcpt.compare.run import Request, Stopped
     from softcpt.compare.run import compare as run_comparison
     from softcpt.engine.config import parse_pairs
@@ -160,6 +167,7 @@ def compare(
         skip_bad_images=skip_bad_images,
         quick=quick,
         preset=preset,
+        references=[] if reference is None else find_rows(reference, rows),
     )
 
     def announce(estimate: Estimate) -> None:
