@@ -88,7 +88,8 @@ def test_a_quick_look_trains_short_and_fits_heads_whole(softcpt, world, tmp_path
 def test_rows_with_settings_and_tuned_rows(compare, tmp_path, monkeypatch):
     from softcpt.compare import tune
 
-    monkeypatch.setattr(tune, "RATES", tune.Grid({"lr": ("0.002", "0.2")}))
+    monkeypatch.setattr(tune, "SGD", [{"lr": "0.002"}, {"lr": "0.2"}])
+    monkeypatch.setattr(tune, "ADAM", [])
     rows = "coop-mt,coop-mt:context_length=4"
     ended = compare(tmp_path / "out", "--methods", rows, "--shots", "4", "--seeds", "1", "--tune")
     assert ended.code == 0, ended.err

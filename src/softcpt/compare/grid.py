@@ -9,7 +9,7 @@ from typing import Any
 
 from softcpt.compare.identity import cell_identity, key_of
 from softcpt.compare.rows import Row, overrides_for, uses_shots
-from softcpt.compare.tune import Grid as Tried
+from softcpt.compare.tune import combinations
 from softcpt.core.errors import Collector, ConfigError, Fault, nearest
 from softcpt.data.record import Suite
 from softcpt.engine.config import Settings, keys_of, resolve
@@ -159,7 +159,7 @@ class Grid:
         else:
             draws: dict[str, list[str]] = {}
             for row in self.rows:
-                for point in ({}, *Tried(dict(row.tries)).points()) if row.tries else ({},):
+                for point in ({}, *combinations(dict(row.tries))) if row.tries else ({},):
                     collector.keep(
                         lambda row=row, point=point: self.cell(  # type: ignore[misc]
                             self.places[0], row, self.shots[0], self.seeds[0], point

@@ -54,7 +54,7 @@ Tuned = dict[str, dict[str, Any]]
 
 
 TRIALS = 12
-"""Trainings that a cell of a comparison may spend on choosing settings, the same for every method."""
+"""The most trainings that a cell of a comparison may spend on choosing settings, whatever the method."""
 
 
 class MethodConfig(BaseModel):
@@ -490,7 +490,7 @@ class Method:
         texts_per_image: whether each image has prompts of its own, so that using it costs texts as well.
         defaults: of training keys, where the method's differ from all others'.
         tunes: key -> values that a comparison tries on val, the most regularised first, in all combinations
-            (at most :data:`TRIALS`); None for the rates that all methods are given.
+            (at most :data:`TRIALS`); None for rates of SGD and of AdamW.
     """
 
     key: str

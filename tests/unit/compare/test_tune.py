@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 
 from softcpt.compare import tune, work
-from softcpt.compare.learning import chosen_rows
+from softcpt.compare.learning import chosen_rows, itself_sentence
 from softcpt.compare.rows import Row, parse_rows
 from softcpt.compare.tune import (
     NOTHING,
-    Grid,
     choose,
+    combinations,
     grid_of,
     points_of,
     published_point,
@@ -26,25 +26,21 @@ from softcpt.engine.prepare import plan_run
 from softcpt.methods.base import TRIALS
 from softcpt.methods.registry import get_method, lend, list_methods
 
-TWO = Grid({"lr": ("0.002", "0.2")})
+TWO = combinations({"lr": ("0.002", "0.2")})
 
 
 @pytest.fixture
 def two_rates(monkeypatch):
-    monkeypatch.setattr(tune, "RATES", TWO)
+    monkeypatch.setattr(tune, "SGD", TWO)
+    monkeypatch.setattr(tune, "ADAM", [])
 
 
 @pytest.mark.parametrize("method", [method.key for method in list_methods()])
 def test_every_point_of_every_method_can_be_run(method):
-    points = grid_of(method).points()
+    points = grid_of(method)
     assert 1 <= len(points) <= TRIALS
     for point in points:
         resolve({"method": method, **point})
-
-
-def test_a_grid_beyond_the_budget_cannot_be_declared():
-    with pytest.raises(ValueError, match="16 trainings"):
-        Grid({"lr": ("1", "2", "3", "4"), "views": ("1", "2", "3", "4")})
 
 
 def test_the_best_on_val_is_chosen():
@@ -58,10 +54,9 @@ def test_of_equals_the_published_setting_is_chosen_else_the_most_regularised():
 
 
 def test_the_published_point_is_found_by_value():
-    points = TWO.points()
-    assert published_point(points, {"lr": 0.002, "views": 16}) == 0
-    assert published_point(points, {"lr": 2e-1}) == 1
-    assert published_point(points, {"lr": 0.5}) is None
+    assert published_point(TWO, {"lr": 0.002, "views": 16}) == 0
+    assert published_point(TWO, {"lr": 2e-1}) == 1
+    assert published_point(TWO, {"lr": 0.5}) is None
 
 
 def test_what_is_given_is_not_tuned():
@@ -112,19 +107,47 @@ def test_the_value_that_did_best_on_val_is_in_the_row(run, tmp_path):
     best = max(sorted(trials), key=lambda rate: trials[rate])
     assert results.cell(name, published, 4, 1)["identity"]["settings"]["lr"] == 0.002
     assert results.cell(name, tuned, 4, 1)["identity"]["settings"]["lr"] == best
-    assert chosen_rows(results) == [(tuned.label, f"lr={best} (1)")]
+    assert chosen_rows(results) == [(f"{tuned.label} (2 trainings a choice)", f"lr={best} (1)")]
     write_results(tmp_path / "out", results)
-    assert f"lr={best} (1)" in (tmp_path / "out" / "table.md").read_text()
+    for name in ("table.md", "report.html"):
+        text = (tmp_path / "out" / name).read_text()
+        assert f"lr={best} (1)" in text
+        assert "(2 trainings a choice)" in text
 
 
-def test_methods_that_say_nothing_have_their_rate_chosen():
-    assert grid_of("coop-mt") is tune.RATES
+@pytest.mark.parametrize("method", ["coop-mt", "plot", "softcpt-dual", "softcpt-nata", "softcpt-star"])
+def test_methods_that_say_nothing_have_their_rate_chosen_with_both_optimizers(method):
+    points = grid_of(method)
+    assert len(points) == 10
+    values = {key: entry["value"] for key, entry in resolve({"method": method}).stored().items()}
+    assert published_point(points, values) == 0
+    rates = [float(point["lr"]) for point in points if point["optimizer"] == "sgd"]
+    assert rates == pytest.approx([0.002 * factor for factor in (1, 3, 10, 30, 100)])
+    of_weights = method in ("softcpt-nata", "softcpt-star")
+    assert [float(p["lr"]) < 2e-4 for p in points[5:]] == [of_weights and n < 3 for n in range(5)]
+    assert {point["optimizer"] for point in points[5:]} == {"adam"}
+
+
+def test_a_rate_of_sgd_is_the_training_it_always_was(grid):
+    """Trials that were stored before AdamW was tried are found again."""
+    cells = [grid().cell(grid().places[0], Row("coop-mt"), 4, 1, p) for p in ({"lr": "0.02"}, tune.SGD[2])]
+    assert cells[0].key == cells[1].key
+
+
+def test_of_an_optimizer_that_is_given_only_its_own_rates_are_tried():
+    assert points_of(Row("coop-mt"), {"optimizer": "adam"}) == [{"lr": p["lr"]} for p in tune.ADAM]
+    assert points_of(Row("coop-mt", (("optimizer", "sgd"),)), {"optimizer": "adam"}) == [
+        {"lr": p["lr"]} for p in tune.SGD
+    ]
+
+
+def test_methods_without_a_training_have_nothing_tuned():
     assert grid_of("zero-shot") is NOTHING
     assert grid_of("lp-clip") is NOTHING
 
 
 def test_a_method_says_what_is_tried_of_it():
-    assert grid_of("prograd").size == TRIALS
+    assert len(grid_of("prograd")) == TRIALS
     own = replace(get_method("coop-mt"), key="own", tunes={"context_length": ("4", "16")})
     with lend(own):
         assert points_of(Row("own"), {}) == [{"context_length": "4"}, {"context_length": "16"}]
@@ -211,3 +234,29 @@ def test_tuning_without_val_images_is_refused(run, tmp_path, world, two_rates):
 
 def test_a_factor_of_the_rate_is_not_tuned_away():
     assert points_of(Row("coop-mt", (("lr_factor", "10"),)), {}) == [{}]
+
+
+def test_rows_that_choose_on_val_by_themselves_are_named_with_what_they_chose(run, tmp_path):
+    methods = (
+        "zero-shot,coop-mt,mvlpt,tip-adapter,tip-adapter:tune=published,clap,ridge,"
+        "coop-mt:head=tip,lp-plus-plus:keep=last"
+    )
+    results = run(tmp_path / "out", methods=methods, shots=(4,), seeds=(1,))
+    said = itself_sentence(results)
+    assert said.endswith(": MVLPT (text); Tip-Adapter; CoOp-MT, head=tip.")
+    records = [
+        record
+        for part in results.cell(results.suites[0].name, results.rows[3], 4, 1)["learning"]
+        for record in part["tuned"].values()
+    ]
+    alpha = records[0]["alpha"]  # one for the suite
+    (tip, chosen), (with_head, _) = chosen_rows(results)
+    assert tip == "Tip-Adapter, by itself"
+    assert f"alpha={alpha:.3g} ({alpha:.3g} to {alpha:.3g})" in chosen
+    assert "accuracy" not in chosen
+    assert with_head == "CoOp-MT, head=tip, by itself"
+    write_results(tmp_path / "out", results)
+    for name in ("table.md", "report.html"):
+        text = (tmp_path / "out" / name).read_text()
+        assert said in text
+        assert "Tip-Adapter, by itself" in text

@@ -61,7 +61,7 @@ _FAILED = 5  # as for runs: the table is there, but not whole
     "--tune/--no-tune",
     default=False,
     show_default=True,
-    help="Add rows whose settings are chosen on val: at most 12 trainings a cell, the same for every method.",
+    help="Add rows whose settings are chosen on val: at most 12 trainings a cell.",
 )
 @click.option(
     "--resplit/--no-resplit",
