@@ -11,7 +11,7 @@ from softcpt.app.cli import compare as command
 from softcpt.compare import published
 from softcpt.compare.presets import PUBLISHED, ablation_rows, control_rows, published_rows, rate_rows
 from softcpt.compare.run import Request
-from softcpt.core.errors import ConfigError
+from softcpt.core.errors import ConfigError, Fault, RunError
 from softcpt.engine.config import keys_of, resolve
 from softcpt.methods.registry import get_method, list_methods
 
@@ -100,6 +100,22 @@ def test_rows_with_settings_and_tuned_rows(compare, tmp_path, monkeypatch):
         "CoOp-MT, context_length=4",
         "CoOp-MT, context_length=4, tuned on val",
     ]
+
+
+def test_a_choice_that_could_not_be_made_ends_with_5(compare, tmp_path, monkeypatch):
+    from softcpt.compare import executor, work
+
+    def do(job):
+        if job.what == "trial":
+            raise RunError(Fault("all tasks, epoch 1", "the loss is nan"), about="the training")
+        return work.do(job)
+
+    monkeypatch.setattr(executor, "do", do)
+    rows = "coop-mt:lr=0.001/0.05"
+    ended = compare(tmp_path / "out", "--methods", rows, "--shots", "4", "--seeds", "1", "--tune")
+    assert ended.code == 5
+    assert "nothing was chosen: 2 of 2 trainings on val failed" in ended.out
+    assert "3 cells or trainings on val failed" in ended.err
 
 
 def test_all_faults_of_a_command_line_are_told(compare, tmp_path):

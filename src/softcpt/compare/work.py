@@ -224,15 +224,23 @@ def _parts(suite: Suite, job: Job) -> Sequence[Suite]:
         return [suite]
     split = split_suite(suite, seed=int(job.settings.get("split_seed", 0)))
     placed = [replace(r, part=part) for r, part in zip(suite.records, split.parts, strict=True)]
-    groups = [
-        range(first, min(first + job.together, len(suite.tasks)))
-        for first in range(0, len(suite.tasks), job.together)
-    ]
     return [
         replace(
             suite,
             tasks=tuple(suite.tasks[t] for t in group),
             records=tuple(replace(r, task=r.task - group[0]) for r in placed if r.task in group),
         )
-        for group in groups
+        for group in groups_of(suite, job.together)
     ]
+
+
+def groups_of(suite: Suite, together: int | None) -> list[range]:
+    """Indices of the tasks of each training.
+
+    Args:
+        suite: all of its tasks are in one group.
+        together: tasks in one training, None for all.
+    """
+    n = len(suite.tasks)
+    size = together or n
+    return [range(first, min(first + size, n)) for first in range(0, n, size)]

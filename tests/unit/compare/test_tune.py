@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from softcpt.compare import tune, work
+from softcpt.compare import executor, tune, work
 from softcpt.compare.learning import chosen_rows, itself_sentence
 from softcpt.compare.rows import Row, parse_rows
 from softcpt.compare.tune import (
@@ -19,7 +19,7 @@ from softcpt.compare.tune import (
     tries_faults,
 )
 from softcpt.compare.write import write_results
-from softcpt.core.errors import ConfigError, SuiteError
+from softcpt.core.errors import ConfigError, Fault, RunError, SuiteError
 from softcpt.engine.config import resolve
 from softcpt.engine.feature_cache import FeatureCache
 from softcpt.engine.prepare import plan_run
@@ -228,8 +228,67 @@ def test_tuning_without_val_images_is_refused(run, tmp_path, world, two_rates):
         part = "test" if i % 2 else "train"
         lines.append(f"images/{record.relative},{task.name},{task.classes[record.label]},{part}")
     (tmp_path / "given.csv").write_text("\n".join(lines) + "\n")
+    given = {"seeds": (1,), "tune": True, "suites": [tmp_path / "given.csv"]}
     with pytest.raises(SuiteError, match="no val images to choose settings by"):
-        run(tmp_path / "out", "coop-mt", seeds=(1,), tune=True, suites=[tmp_path / "given.csv"])
+        run(tmp_path / "out", "coop-mt", **given)
+    assert not (tmp_path / "out").exists()  # nothing was trained
+    assert run(tmp_path / "out", "coop-mt:lr=0.002", **given).found  # nothing is left to choose
+
+
+def test_a_group_of_tasks_without_val_images_is_refused_too(run, tmp_path, world, two_rates):
+    records = tuple(
+        replace(r, part=("train", "test")[i % 2] if r.task == 0 else ("train", "val", "test")[i % 3])
+        for i, r in enumerate(world.loaded.records)
+    )
+    half = replace(world.loaded, records=records)
+    rows = [Row("coop-mt", together=1)]
+    with pytest.raises(SuiteError, match="no val images to choose settings by"):
+        run(tmp_path / "out", rows=rows, seeds=(1,), tune=True, suites=[half])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_failed_training_on_val_and_the_rows_it_blocks_are_told(run, tmp_path, monkeypatch):
+    def do(job):
+        if job.what == "trial" and job.settings["lr"] == "0.05":
+            raise RunError(Fault("all tasks, epoch 1", "the loss is nan"), about="the training")
+        return work.do(job)
+
+    monkeypatch.setattr(executor, "do", do)
+    given = {"methods": "coop-mt:lr=0.001/0.05", "shots": (1,), "seeds": (1,), "tune": True}
+    results = run(tmp_path / "out", **given)
+    assert [row.tuning for row in results.rows] == ["published"]
+    row, name = results.rows[0].label, results.suites[0].name
+    assert list(results.failed) == [
+        f"{name}, {row}, 1 shot, seed 1, lr=0.05",
+        f"{name}, {row}, 4 shots, seed 1, lr=0.05",
+        f"{name}, {row}, tuned on val, 1 shot, seed 1",
+        f"{name}, {row}, tuned at 4 shots, 1 shot, seed 1",
+    ]
+    reasons = list(results.failed.values())
+    assert "the loss is nan" in reasons[0]
+    assert "1 of 2 trainings on val failed" in reasons[2]
+    monkeypatch.setattr(executor, "do", work.do)
+    again = run(tmp_path / "out", **given)
+    assert not again.failed
+    assert len(again.rows) == 3
+
+
+def test_a_failed_cell_with_chosen_settings_is_told_once(run, tmp_path, monkeypatch):
+    """It has the key of the training that chose them, which did not fail."""
+
+    def do(job):
+        if job.what == "cell" and job.settings.get("lr") == "0.05":
+            raise RunError(Fault("the disk", "is full"), about="the test")
+        return work.do(job)
+
+    monkeypatch.setattr(executor, "do", do)
+    monkeypatch.setattr("softcpt.compare.run.choose", lambda scores, published: 1)
+    methods = "coop-mt:lr=0.002/0.05"
+    results = run(tmp_path / "out", methods, shots=(4,), seeds=(1,), tune=True)
+    assert list(results.failed) == [
+        f"{results.suites[0].name}, {results.rows[1].label}, 4 shots, seed 1, lr=0.05"
+    ]
+    assert results.rows[1].tuning == "tuned"
 
 
 def test_a_factor_of_the_rate_is_not_tuned_away():

@@ -223,6 +223,9 @@ def _show(output: Path, results: Results, *, quiet: bool) -> int:
         show_notes(list(results.notes), all_in=str(output / "table.md"))
         say(f"also there: {output}/results.json, results.csv, report.html", style="dim")
     if results.failed:
-        say(f"{len(results.failed)} cells failed; the same command tries them again", style="red")
+        say(
+            f"{len(results.failed)} cells or trainings on val failed; the same command tries them again",
+            style="red",
+        )
         return _FAILED
     return 0
