@@ -333,9 +333,16 @@ class _Comparison:
             for place in self.grid.places:
                 missing = missing_views(wanted.get(place.digest, {}), place, self.model, cache)
                 n_views += sum(map(len, missing.values()))
-                for n, (precision, views) in enumerate(portions(missing)):
-                    job = self._common("features", f"features-{place.digest[:8]}-{precision}-{n}", place)
-                    jobs.append(Job(**job, label=f"{place.name}, images", views=views, precision=precision))
+                for n, ((precision, kind), views) in enumerate(portions(missing)):
+                    name = f"features-{place.digest[:8]}-{precision}-{kind}-{n}"
+                    job = Job(
+                        **self._common("features", name, place),
+                        label=f"{place.name}, images",
+                        views=views,
+                        precision=precision,
+                        kind=kind,
+                    )
+                    jobs.append(job)
         return n_views, jobs
 
     def _missing(self, kind: Kind, cells: Sequence[Cell]) -> list[Cell]:

@@ -32,6 +32,7 @@ from softcpt.engine.features import ImageFeatures, Precision
 from softcpt.engine.prepare import resolve_device
 from softcpt.engine.runs import Run, versions
 from softcpt.engine.train import train
+from softcpt.methods.base import ImageKind
 
 What = Literal["features", "cost", "trial", "cell"]
 
@@ -58,6 +59,7 @@ class Job:
         together: tasks in one training, None for all.
         views: for ``features``: index of a record and its views (-1 the centre).
         precision: for ``features``: of the encoder.
+        kind: for ``features``: whether regions have some of their own.
     """
 
     what: What
@@ -77,6 +79,7 @@ class Job:
     together: int | None = None
     views: tuple[tuple[int, tuple[int, ...]], ...] = ()
     precision: Precision = "fp32"
+    kind: ImageKind = "pooled"
 
 
 def do(job: Job) -> dict[str, Any]:
@@ -134,7 +137,7 @@ def _loaded_backbone(name: str, device: str) -> Backbone:
 
 def _features(job: Job, suite: Suite, backbone: Backbone) -> dict[str, Any]:
     with open_cache(job.cache) as cache:
-        features = ImageFeatures(backbone, job.precision, cache)
+        features = ImageFeatures(backbone, job.precision, cache, job.kind)
         records = [suite.records[i] for i, views in job.views for _ in views]
         features.views(records, [view for _, views in job.views for view in views])
     return {"views": len(records)}

@@ -57,10 +57,34 @@ TRIALS = 12
 """The most trainings that a cell of a comparison may spend on choosing settings, whatever the method."""
 
 
+@dataclass(frozen=True)
+class Pictures:
+    """What a fitted classifier asks its :class:`Support` for, of each training image.
+
+    Attributes:
+        centres: the whole image.
+        mirrors: its mirror image.
+        views: how many of its random views.
+    """
+
+    centres: bool = False
+    mirrors: bool = False
+    views: int = 0
+
+
 class MethodConfig(BaseModel):
     """Values a method can be given; unknown ones are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def pictures(self) -> Pictures:
+        """What a classifier with these values is fitted to, so that it can be encoded ahead for many runs.
+
+        Its ``views``, or where there are none the whole images. What is not named here is encoded when it is
+        asked for.
+        """
+        views = int(getattr(self, "views", 0))
+        return Pictures(centres=views == 0, views=views)
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,12 @@ import softcpt
 from softcpt.compare import executor, work
 from softcpt.compare.executor import Failure, Processes
 from softcpt.compare.learning import rate_rows
-from softcpt.compare.rows import Row
+from softcpt.compare.rows import Row, parse_rows
 from softcpt.compare.run import Stopped
 from softcpt.compare.write import write_results
 from softcpt.core.errors import ConfigError, Fault, RunError
+from softcpt.engine.config import keys_of
+from softcpt.methods.registry import get_method, list_methods
 
 WHOLE = ("results.json", "results.csv", "table.md")
 
@@ -94,6 +96,17 @@ def test_several_processes_give_the_same_cells_as_one(run, tmp_path):
     assert timeless(one) == timeless(two)
 
 
+def short(row):
+    """Settings of a training of a second, as far as a row knows them and has not said them."""
+    [row] = parse_rows([row])
+    wanted = {"epochs": "2", "views": "2", "iterations": "3"}
+    return {
+        key: value
+        for key, value in wanted.items()
+        if key in keys_of(get_method(row.method)) and key not in dict(row.settings)
+    }
+
+
 def test_image_features_are_there_before_the_cells(run, tmp_path, counted, monkeypatch):
     encoded = []
     real = work.ImageFeatures._compute
@@ -105,6 +118,18 @@ def test_image_features_are_there_before_the_cells(run, tmp_path, counted, monke
     monkeypatch.setattr("softcpt.engine.features.ImageFeatures._compute", compute)
     run(tmp_path, "zero-shot,coop-mt", shots=(1, 2), seeds=(1, 2))
     assert {what for what, _ in encoded} == {"features"}
+    # Every method and head: those of regions, mirror images, and views that no epoch shows.
+    heads = [f"coop-mt:head={head}:views=0" for head in ("tip", "ridge", "lp++")]
+    heads += [
+        "coop-mt:head=logistic:views=1",
+        "coop-ca:joint_steps=true:views=4:batch_size=2",
+        "tip-adapter:views=3",
+        "coop-mt:precision=bf16",
+    ]
+    for method in [*(method.key for method in list_methods()), *heads]:
+        del encoded[:]
+        run(tmp_path / method, method, seeds=(1,), settings=short(method))
+        assert {what for what, _ in encoded} == {"features"}, method
 
 
 def test_a_failing_cell_does_not_stop_the_others(run, tmp_path, monkeypatch):
