@@ -19,6 +19,7 @@ from softcpt.compare.executor import Executor, Failure, InProcess, Outcome, Proc
 from softcpt.compare.features import missing_views, portions, wanted_views
 from softcpt.compare.grid import Cell, Grid, Place
 from softcpt.compare.identity import suite_digest
+from softcpt.compare.on_ray import LOCAL, OnRay
 from softcpt.compare.presets import PUBLISHED_TABLE
 from softcpt.compare.published import check_names
 from softcpt.compare.results import Results, gather
@@ -58,7 +59,8 @@ class Request:
         resplit: every seed draws its own split.
         jobs: cells at a time on this machine; None for as many as it has cores for.
         threads: of each cell; part of its result.
-        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        device: ``auto``, the best that this machine has, ``cpu``, ``cuda`` or ``mps``; where cells run on a
+            Ray cluster, its nodes need to have what is named, and this machine need not.
         ray: None for this machine; ``local``, ``auto`` or an address for a Ray cluster.
         gpus: share of a GPU that a cell takes on Ray; None for a quarter.
         cache: folder of image features.
@@ -154,8 +156,9 @@ def compare(
     if not suites:
         fault = Fault("SUITE", "none is named", "name a folder <task>/<class>/<image>, or a CSV manifest")
         collector.errors.append(ConfigError(fault, about="the command line"))
-    device = collector.keep(lambda: resolve_device(request.device))
-    model = collector.keep(lambda: _model(backbone, device or torch.device("cpu")))
+    devices = collector.keep(lambda: _devices(request))
+    of_cells, here = devices or ("cpu", torch.device("cpu"))
+    model = collector.keep(lambda: _model(backbone, here))
     with _threads(max(1, request.threads)):
         if places and model and not collector.errors:
             grid = Grid(
@@ -165,7 +168,7 @@ def compare(
                 seeds=request.seeds,
                 backbone=model.name,
                 weights=model.digest,
-                device=model.device.type,
+                device=of_cells,
                 threads=request.threads,
                 settings=request.settings,
                 resplit=request.resplit,
@@ -213,6 +216,24 @@ def _place(source: Suite | Path | str, request: Request) -> Place:
         source if isinstance(source, Suite) else load_suite(source, skip_bad_images=request.skip_bad_images)
     )
     return Place(suite, suite_digest(suite))
+
+
+def _devices(request: Request) -> tuple[str, torch.device]:
+    """The type of device that cells run on, and this process's device.
+
+    On a cluster its nodes need to have what is named, and this machine need not.
+
+    Raises:
+        ConfigError: cells run on this machine, and it has none of that type.
+    """
+    elsewhere = request.ray is not None and request.ray != LOCAL and request.device != "auto"
+    try:
+        here = resolve_device(request.device)
+    except ConfigError:
+        if not elsewhere:
+            raise
+        here = torch.device("cpu")
+    return request.device if elsewhere else here.type, here
 
 
 def _model(backbone: Backbone | Path | str, device: torch.device) -> Backbone:
@@ -275,8 +296,6 @@ class _Comparison:
 
     def _executor(self) -> Executor:
         if self.request.ray is not None:
-            from softcpt.compare.on_ray import OnRay
-
             share = GPU_SHARE if self.request.gpus is None else self.request.gpus
             gpus = share if self.grid.device == "cuda" else 0.0
             return OnRay(self.request.ray, threads=self.grid.threads, gpus=gpus)
@@ -331,7 +350,10 @@ class _Comparison:
         with open_cache(self.cache) as cache:
             assert cache is not None  # a folder was named
             for place in self.grid.places:
-                missing = missing_views(wanted.get(place.digest, {}), place, self.model, cache)
+                missing = wanted.get(place.digest, {})
+                # Only a device of the cells' own type can tell what they would find.
+                if self.model.device.type == self.grid.device:
+                    missing = missing_views(missing, place, self.model, cache)
                 n_views += sum(map(len, missing.values()))
                 for n, ((precision, kind), views) in enumerate(portions(missing)):
                     name = f"features-{place.digest[:8]}-{precision}-{kind}-{n}"

@@ -273,3 +273,62 @@ def test_the_effective_rate_of_each_row_is_told(run, tmp_path):
     ]
     assert nata == ("SoftCPT-NATA", f"{statistics.median(of_tasks.values()):.3g}")
     assert float(nata[1]) != 0.002
+
+
+class Nodes:
+    """In Ray's place: nodes that have what this machine lacks; they compute on the CPU all the same."""
+
+    def __init__(self, address, *, threads, gpus):
+        self.gpus, self.seen = gpus, []
+        made.append(self)
+
+    def each(self, jobs):
+        for job in jobs:
+            self.seen.append(job)
+            settings = {key: "cpu" if key == "device" else value for key, value in job.settings.items()}
+            yield job, executor.attempt(replace(job, device="cpu", settings=settings))
+
+    def close(self):
+        pass
+
+
+made: list[Nodes] = []
+
+
+@pytest.fixture
+def without_gpu(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    monkeypatch.setattr("softcpt.compare.run.OnRay", Nodes)
+    del made[:]
+
+
+@pytest.mark.usefixtures("without_gpu")
+def test_on_ray_the_nodes_need_to_have_the_device_and_this_machine_need_not(run, tmp_path):
+    asked = {"seeds": (1,), "jobs": None, "ray": "head:6379"}
+    results = run(tmp_path, "coop-mt", device="cuda", **asked)
+    [nodes] = made
+    assert nodes.gpus == 0.25
+    assert {job.device for job in nodes.seen} == {"cuda"}
+    assert [job.what for job in nodes.seen] == ["cost", "features", "cell"]
+    [cell] = results.found.values()
+    assert cell["identity"]["device"] == "cuda"
+    assert results.about["device"] == "cuda"
+    run(tmp_path, "coop-mt", device="cuda", **asked)
+    assert made[1].seen == []
+    # What was encoded on this machine's device says nothing of what the nodes have.
+    run(tmp_path, "coop-mt", device="cuda", **{**asked, "shots": (2,)})
+    first, more = ({i for job in made[n].seen for i, _ in job.views} for n in (0, 2))
+    assert first < more
+    auto = run(tmp_path, "coop-mt", **asked)
+    assert made[3].gpus == 0
+    [local] = run(tmp_path, "coop-mt", seeds=(1,)).found.values()
+    assert list(auto.found.values()) == [local]  # found again under its key
+
+
+@pytest.mark.usefixtures("without_gpu")
+@pytest.mark.parametrize("where", [{}, {"ray": "local", "jobs": None}])
+def test_a_device_that_this_machine_lacks_is_refused_where_cells_run_here(run, tmp_path, where):
+    with pytest.raises(ConfigError, match="this machine has no 'cuda'"):
+        run(tmp_path / "out", "coop-mt", device="cuda", **where)
+    assert not (tmp_path / "out").exists()
