@@ -13,7 +13,7 @@ from softcpt.compare.presets import PUBLISHED, ablation_rows, control_rows, publ
 from softcpt.compare.rows import Row
 from softcpt.compare.run import Request
 from softcpt.compare.tables import row_words
-from softcpt.core.errors import ConfigError
+from softcpt.core.errors import ConfigError, Fault, RunError
 from softcpt.engine.config import keys_of, resolve
 from softcpt.methods.registry import get_method, list_methods
 
@@ -90,7 +90,8 @@ def test_a_quick_look_trains_short_and_fits_heads_whole(softcpt, world, tmp_path
 def test_rows_with_settings_and_tuned_rows(compare, tmp_path, monkeypatch):
     from softcpt.compare import tune
 
-    monkeypatch.setattr(tune, "RATES", tune.Grid({"lr": ("0.002", "0.2")}))
+    monkeypatch.setattr(tune, "SGD", [{"lr": "0.002"}, {"lr": "0.2"}])
+    monkeypatch.setattr(tune, "ADAM", [])
     rows = "coop-mt,coop-mt:context_length=4"
     ended = compare(tmp_path / "out", "--methods", rows, "--shots", "4", "--seeds", "1", "--tune")
     assert ended.code == 0, ended.err
@@ -101,6 +102,22 @@ def test_rows_with_settings_and_tuned_rows(compare, tmp_path, monkeypatch):
         "CoOp-MT, context_length=4",
         "CoOp-MT, context_length=4, tuned on val",
     ]
+
+
+def test_a_choice_that_could_not_be_made_ends_with_5(compare, tmp_path, monkeypatch):
+    from softcpt.compare import executor, work
+
+    def do(job):
+        if job.what == "trial":
+            raise RunError(Fault("all tasks, epoch 1", "the loss is nan"), about="the training")
+        return work.do(job)
+
+    monkeypatch.setattr(executor, "do", do)
+    rows = "coop-mt:lr=0.001/0.05"
+    ended = compare(tmp_path / "out", "--methods", rows, "--shots", "4", "--seeds", "1", "--tune")
+    assert ended.code == 5
+    assert "nothing was chosen: 2 of 2 trainings on val failed" in ended.out
+    assert "3 cells or trainings on val failed" in ended.err
 
 
 def test_all_faults_of_a_command_line_are_told(compare, tmp_path):

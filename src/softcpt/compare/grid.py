@@ -9,7 +9,7 @@ from typing import Any
 
 from softcpt.compare.identity import cell_identity, key_of
 from softcpt.compare.rows import Row, overrides_for, uses_shots
-from softcpt.compare.tune import Grid as Tried
+from softcpt.compare.tune import combinations
 from softcpt.core.errors import Collector, ConfigError, Fault, nearest
 from softcpt.data.record import Suite
 from softcpt.engine.config import Settings, keys_of, resolve
@@ -63,6 +63,7 @@ class Cell:
         settings: keys and values to run with.
         resolved: the same with all defaults.
         identity: all that decides about the result.
+        chosen: of the settings, those that are tried or were chosen on val.
     """
 
     place: Place
@@ -72,6 +73,7 @@ class Cell:
     settings: dict[str, str]
     resolved: Settings = field(repr=False)
     identity: dict[str, Any] = field(repr=False)
+    chosen: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def key(self) -> str:
@@ -82,7 +84,8 @@ class Cell:
     def label(self) -> str:
         """For people."""
         shots = f"{self.shots} shot{'s' if self.shots != 1 else ''}"
-        return f"{self.place.name}, {self.row.label}, {shots}, seed {self.seed}"
+        chosen = "".join(f", {key}={value}" for key, value in self.chosen.items())
+        return f"{self.place.name}, {self.row.label}, {shots}, seed {self.seed}{chosen}"
 
 
 @dataclass(frozen=True)
@@ -159,7 +162,7 @@ class Grid:
         else:
             draws: dict[str, list[str]] = {}
             for row in self.rows:
-                for point in ({}, *Tried(dict(row.tries)).points()) if row.tries else ({},):
+                for point in ({}, *combinations(dict(row.tries))) if row.tries else ({},):
                     collector.keep(
                         lambda row=row, point=point: self.cell(  # type: ignore[misc]
                             self.places[0], row, self.shots[0], self.seeds[0], point
@@ -209,7 +212,7 @@ class Grid:
             threads=self.threads,
             device=self.device,
         )
-        return Cell(place, row, shots, seed, settings, resolved, identity)
+        return Cell(place, row, shots, seed, settings, resolved, identity, dict(chosen or {}))
 
     def cells(self, rows: Sequence[Row] | None = None) -> Iterator[Cell]:
         """All cells, seed after seed, so that a table begun is a table with fewer seeds.

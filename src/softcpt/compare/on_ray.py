@@ -20,6 +20,8 @@ from softcpt.core.errors import ConfigError, Fault
 
 LOCAL = "local"
 
+logger = logging.getLogger("softcpt")
+
 _WAIT_S = 10.0
 
 
@@ -58,6 +60,8 @@ class OnRay:
                     "--ray", f"{address}: {str(error).splitlines()[0]}", "start a cluster: ray start --head"
                 )
                 raise ConfigError(fault, about="the options") from error
+        if gpus and not ray.cluster_resources().get("GPU"):
+            logger.warning("no node of the cluster has a GPU now; cells wait for one (or give --device cpu)")
         # Retries are Ray's own, after a worker or a node is lost; what a job raises comes back as a result.
         self._task = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=ATTEMPTS - 1)(attempt)
         self._running: dict[Any, Job] = {}

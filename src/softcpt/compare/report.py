@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from softcpt.compare.differences import ALL_SUITES, Analysis, Difference
-from softcpt.compare.learning import CHOSEN_SAID, RATES_SAID, chosen_rows, rate_rows
+from softcpt.compare.learning import CHOSEN_SAID, RATES_SAID, chosen_rows, itself_sentence, rate_rows
 from softcpt.compare.published import beside, meaning, published_suite
 from softcpt.compare.results import Results, Score
 from softcpt.compare.rows import Row, row_words
@@ -167,7 +167,10 @@ def _reading(results: Results, analysis: Analysis) -> Section:
     ]
     if analysis.differences:
         said.append(interval_words(max(d.interval.n_seeds for d in analysis.differences)))
-    blocks: list[Block] = [Facts(pairs), Text([*said, *results.notes])]
+    blocks: list[Block] = [
+        Facts(pairs),
+        Text([*said, *filter(None, [itself_sentence(results)]), *results.notes]),
+    ]
     if lines := command_lines(results):
         blocks += [Text(["All tables and figures are of one command:"]), Commands(lines)]
     return Section("How to read this", blocks)

@@ -53,7 +53,7 @@ class Results:
         found: the content of each cell that there is.
         settings: of all methods.
         about: facts about the backbone, the machine and the way of comparing.
-        failed: label of a cell -> why it has no result.
+        failed: label of a cell, or of a training that was to help choose -> why it has no result.
         notes: what a reader should know.
         references: rows that the others are compared with; without any, one is taken.
     """
@@ -169,10 +169,23 @@ def gather(
     request: Request,
     backbone: Backbone,
     cells: Sequence[Cell],
+    trials: Sequence[Cell],
+    blocked: Mapping[str, str],
     store: Store,
     failures: Mapping[str, Failure],
 ) -> Results:
-    """The results of all cells that there are."""
+    """The results of all cells that there are.
+
+    Args:
+        grid: what was compared.
+        request: as it was asked for.
+        backbone: of all cells.
+        cells: wanted.
+        trials: trainings that were run to choose by.
+        blocked: label of a cell whose settings could not be chosen -> why.
+        store: where results are.
+        failures: key of a cell or trial -> what stood in its way.
+    """
     found: dict[Place, Mapping[str, Any]] = {}
     failed: dict[str, str] = {}
     rows: dict[str, Row] = {}
@@ -182,7 +195,12 @@ def gather(
         if content is not None:
             found[cell.place.name, cell.row.label, cell.shots, cell.seed] = {"key": cell.key, **content}
         elif cell.key in failures:
-            failed[cell.label] = "; ".join(map(str, failures[cell.key].faults))
+            failed[cell.label] = _why(failures[cell.key])
+    for trial in trials:
+        # A cell with the chosen settings has the key of the training that they were chosen by.
+        if trial.key in failures and store.get("trials", trial.key, trial.identity) is None:
+            failed[trial.label] = _why(failures[trial.key])
+    failed |= blocked
     notes = [note for place in grid.places for note in _notes(place.suite, grid)]
     computed_by = {(c["versions"].get("torch"), c["versions"].get("platform")) for c in found.values()}
     if len(computed_by) > 1:
@@ -219,6 +237,10 @@ def gather(
         notes=notes,
         references=list(request.references),
     )
+
+
+def _why(failure: Failure) -> str:
+    return "; ".join(map(str, failure.faults))
 
 
 def _order(rows: Sequence[Row], row: Row) -> tuple[int, int]:

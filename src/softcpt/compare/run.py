@@ -19,16 +19,18 @@ from softcpt.compare.executor import Executor, Failure, InProcess, Outcome, Proc
 from softcpt.compare.features import missing_views, portions, wanted_views
 from softcpt.compare.grid import Cell, Grid, Place
 from softcpt.compare.identity import suite_digest
+from softcpt.compare.on_ray import LOCAL, OnRay
 from softcpt.compare.presets import PUBLISHED_TABLE
 from softcpt.compare.published import check_names
 from softcpt.compare.results import Results, gather
 from softcpt.compare.rows import TUNED_AT_SHOTS, Row, Tuning, label_faults
 from softcpt.compare.store import FEATURES, WORK, Kind, Store, open_store
 from softcpt.compare.tune import choose, points_of, published_point, tries_faults
-from softcpt.compare.work import Job, What
+from softcpt.compare.work import Job, What, groups_of
 from softcpt.core.errors import Collector, ConfigError, Fault, RunError, SoftCPTError, SuiteError
 from softcpt.core.progress import OnProgress, Progress
 from softcpt.data.record import Suite
+from softcpt.data.split import split_suite
 from softcpt.data.suite import load_suite
 from softcpt.engine.cache_place import CacheChoice, cache_folder, open_cache
 from softcpt.engine.prepare import resolve_device
@@ -57,7 +59,8 @@ class Request:
         resplit: every seed draws its own split.
         jobs: cells at a time on this machine; None for as many as it has cores for.
         threads: of each cell; part of its result.
-        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        device: ``auto``, the best that this machine has, ``cpu``, ``cuda`` or ``mps``; where cells run on a
+            Ray cluster, its nodes need to have what is named, and this machine need not.
         ray: None for this machine; ``local``, ``auto`` or an address for a Ray cluster.
         gpus: share of a GPU that a cell takes on Ray; None for a quarter.
         cache: folder of image features.
@@ -161,8 +164,9 @@ def compare(
     if not suites:
         fault = Fault("SUITE", "none is named", "name a folder <task>/<class>/<image>, or a CSV manifest")
         collector.errors.append(ConfigError(fault, about="the command line"))
-    device = collector.keep(lambda: resolve_device(request.device))
-    model = collector.keep(lambda: _model(backbone, device or torch.device("cpu")))
+    devices = collector.keep(lambda: _devices(request))
+    of_cells, here = devices or ("cpu", torch.device("cpu"))
+    model = collector.keep(lambda: _model(backbone, here))
     with _threads(max(1, request.threads)):
         if places and model and not collector.errors:
             grid = Grid(
@@ -172,17 +176,47 @@ def compare(
                 seeds=request.seeds,
                 backbone=model.name,
                 weights=model.digest,
-                device=model.device.type,
+                device=of_cells,
                 threads=request.threads,
                 settings=request.settings,
                 resplit=request.resplit,
                 trained=request.trained,
             )
             collector.keep(grid.check)
+            if request.tune and not collector.errors:
+                collector.keep(lambda: _check_val(grid))
         collector.raise_any()
         assert model is not None  # what failed was raised
         with open_store(Path(output)) as store:
             return _Comparison(grid, model, store, request, on_progress, on_failure).run(on_estimate)
+
+
+def _check_val(grid: Grid) -> None:
+    """Refuse to choose on val where some training has no val images.
+
+    Raises:
+        SuiteError: every suite of which that is so.
+    """
+    tasks_with_val: dict[tuple[str, int], set[int]] = {}
+    lacking: dict[str, None] = {}
+    for cell in _tunable(grid):
+        suite, seed = cell.place.suite, cell.resolved.data.split_seed
+        known = tasks_with_val.get((cell.place.digest, seed))
+        if known is None:
+            parts = split_suite(suite, seed=seed).parts
+            known = {r.task for r, part in zip(suite.records, parts, strict=True) if part == "val"}
+            tasks_with_val[cell.place.digest, seed] = known
+        if any(known.isdisjoint(group) for group in groups_of(suite, cell.row.together)):
+            lacking[suite.name] = None
+    if lacking:
+        fix = "give the suite some, or --no-tune"
+        faults = [Fault(name, "has no val images to choose settings by", fix) for name in lacking]
+        raise SuiteError(faults, about="the comparison")
+
+
+def _tunable(grid: Grid) -> Iterator[Cell]:
+    """The cells whose settings are to be chosen, as published."""
+    return grid.cells([row for row in grid.rows if len(points_of(row, grid.settings)) > 1])
 
 
 def _place(source: Suite | Path | str, request: Request) -> Place:
@@ -190,6 +224,24 @@ def _place(source: Suite | Path | str, request: Request) -> Place:
         source if isinstance(source, Suite) else load_suite(source, skip_bad_images=request.skip_bad_images)
     )
     return Place(suite, suite_digest(suite))
+
+
+def _devices(request: Request) -> tuple[str, torch.device]:
+    """The type of device that cells run on, and this process's device.
+
+    On a cluster its nodes need to have what is named, and this machine need not.
+
+    Raises:
+        ConfigError: cells run on this machine, and it has none of that type.
+    """
+    elsewhere = request.ray is not None and request.ray != LOCAL and request.device != "auto"
+    try:
+        here = resolve_device(request.device)
+    except ConfigError:
+        if not elsewhere:
+            raise
+        here = torch.device("cpu")
+    return request.device if elsewhere else here.type, here
 
 
 def _model(backbone: Backbone | Path | str, device: torch.device) -> Backbone:
@@ -222,6 +274,7 @@ class _Comparison:
         self.grid, self.model, self.store, self.request = grid, model, store, request
         self.on_progress, self.on_failure = on_progress, on_failure
         self.failures: dict[str, Failure] = {}
+        self.blocked: dict[str, str] = {}
         self.jobs = request.jobs or _jobs(request, model)
         # A comparison without a cache would encode every image once a cell.
         self.cache = (cache_folder(request.cache) or store.folder / FEATURES).resolve()
@@ -229,6 +282,7 @@ class _Comparison:
     def run(self, on_estimate: Callable[[Estimate], None] | None) -> Results:
         cells = list(self.grid.cells())
         trials = self._trials() if self.request.tune else []
+        lacking: list[Cell] = []
         executor = self._executor()
         try:
             missing = self._missing("cells", cells)
@@ -244,12 +298,12 @@ class _Comparison:
                 cells += tuned
         finally:
             executor.close()
-        return gather(self.grid, self.request, self.model, cells, self.store, self.failures)
+        return gather(
+            self.grid, self.request, self.model, cells, lacking, self.blocked, self.store, self.failures
+        )
 
     def _executor(self) -> Executor:
         if self.request.ray is not None:
-            from softcpt.compare.on_ray import OnRay
-
             share = GPU_SHARE if self.request.gpus is None else self.request.gpus
             gpus = share if self.grid.device == "cuda" else 0.0
             return OnRay(self.request.ray, threads=self.grid.threads, gpus=gpus)
@@ -279,7 +333,7 @@ class _Comparison:
         n_views, jobs = self._feature_jobs([*ahead])
         image_s = max((cost["image_s"] for _, cost in measured.values()), default=0.0)
         # Which cells have the chosen settings is not known yet.
-        new_chosen = list(self._tunable()) if lacking else []
+        new_chosen = list(_tunable(self.grid)) if lacking else []
         seconds = seconds_of([*ahead, *new_chosen], measured) + n_views * image_s
         if on_estimate:
             on_estimate(
@@ -304,11 +358,21 @@ class _Comparison:
         with open_cache(self.cache) as cache:
             assert cache is not None  # a folder was named
             for place in self.grid.places:
-                missing = missing_views(wanted.get(place.digest, {}), place, self.model, cache)
+                missing = wanted.get(place.digest, {})
+                # Only a device of the cells' own type can tell what they would find.
+                if self.model.device.type == self.grid.device:
+                    missing = missing_views(missing, place, self.model, cache)
                 n_views += sum(map(len, missing.values()))
-                for n, (precision, views) in enumerate(portions(missing)):
-                    job = self._common("features", f"features-{place.digest[:8]}-{precision}-{n}", place)
-                    jobs.append(Job(**job, label=f"{place.name}, images", views=views, precision=precision))
+                for n, ((precision, kind), views) in enumerate(portions(missing)):
+                    name = f"features-{place.digest[:8]}-{precision}-{kind}-{n}"
+                    job = Job(
+                        **self._common("features", name, place),
+                        label=f"{place.name}, images",
+                        views=views,
+                        precision=precision,
+                        kind=kind,
+                    )
+                    jobs.append(job)
         return n_views, jobs
 
     def _missing(self, kind: Kind, cells: Sequence[Cell]) -> list[Cell]:
@@ -367,15 +431,11 @@ class _Comparison:
         """What is tried of a row: nothing that is given."""
         return points_of(row, self.grid.settings)
 
-    def _tunable(self) -> Iterator[Cell]:
-        """The cells whose settings are to be chosen, as published."""
-        return self.grid.cells([row for row in self.grid.rows if len(self._points_of(row)) > 1])
-
     def _trials(self) -> list[Cell]:
         """Every training that helps to choose; below four shots also the four-shot ones."""
         return [
             trial
-            for cell in self._tunable()
+            for cell in _tunable(self.grid)
             for shots in {cell.shots, max(cell.shots, TUNED_AT_SHOTS)}
             for trial in self._points(cell, shots)
         ]
@@ -391,33 +451,32 @@ class _Comparison:
         """
         some_small = min(self.grid.shots) < TUNED_AT_SHOTS
         tuned = []
-        for cell in self._tunable():
+        for cell in _tunable(self.grid):
             at: list[tuple[Tuning, int]] = [("tuned", cell.shots)]
             if some_small:
                 at.append(("tuned at 4", max(cell.shots, TUNED_AT_SHOTS)))
             for tuning, shots in at:
-                point = self._chosen(cell, shots)
-                if point is not None:
-                    row = cell.row.tuned(tuning)
-                    tuned.append(self.grid.cell(cell.place, row, cell.shots, cell.seed, point))
+                trials = self._points(cell, shots)
+                scores = [self._val_score(trial) for trial in trials]
+                row = cell.row.tuned(tuning)
+                if None in scores:
+                    label = self.grid.cell(cell.place, row, cell.shots, cell.seed).label
+                    n = scores.count(None)
+                    self.blocked[label] = f"nothing was chosen: {n} of {len(trials)} trainings on val failed"
+                    continue
+                point = self._chosen(cell, [score for score in scores if score is not None])
+                tuned.append(self.grid.cell(cell.place, row, cell.shots, cell.seed, point))
         return tuned
 
-    def _chosen(self, cell: Cell, shots: int) -> dict[str, str] | None:
-        """The best point on the val samples of a cell, or None where a trial failed."""
-        trials = self._points(cell, shots)
-        scores = []
-        for trial in trials:
-            found = self.store.get("trials", trial.key, trial.identity) or self.store.get(
-                "cells", trial.key, trial.identity
-            )
-            if found is None:
-                return None
-            if found["val_score"] is None:
-                fault = Fault(
-                    cell.label, "has no val images to choose settings by", "give the suite some, or --no-tune"
-                )
-                raise SuiteError(fault, about="the comparison")
-            scores.append(float(found["val_score"]))
+    def _val_score(self, trial: Cell) -> float | None:
+        """Of a training that was to help choose, or None where it failed."""
+        found = self.store.get("trials", trial.key, trial.identity) or self.store.get(
+            "cells", trial.key, trial.identity
+        )
+        return None if found is None else float(found["val_score"])
+
+    def _chosen(self, cell: Cell, scores: Sequence[float]) -> dict[str, str]:
+        """The best point on the val samples of a cell."""
         points = self._points_of(cell.row)
         values = {key: entry["value"] for key, entry in cell.resolved.stored().items()}
         return points[choose(scores, published_point(points, values))]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from softcpt.compare.differences import ALL_SUITES, Analysis, Difference
-from softcpt.compare.learning import CHOSEN_SAID, RATES_SAID, chosen_rows, rate_rows
+from softcpt.compare.learning import CHOSEN_SAID, RATES_SAID, chosen_rows, itself_sentence, rate_rows
 from softcpt.compare.results import Results, Score
 from softcpt.compare.rows import Row, row_words
 from softcpt.compare.sentences import interval_words, note_lines, sharing_lines, shots_words
@@ -32,6 +32,8 @@ def markdown(results: Results, analysis: Analysis, more: Sequence[str] = ()) -> 
         lines += main_table(results, suite.name)
     if len(results.suites) > 1:
         lines += ["", "## Mean over suites", "", *main_table(results, None)]
+    if said := itself_sentence(results):
+        lines += ["", said]
     lines += more
     if analysis.differences:
         lines += ["", *_differences(results, analysis)]
@@ -43,8 +45,8 @@ def markdown(results: Results, analysis: Analysis, more: Sequence[str] = ()) -> 
     ]
     lines += ["", "## Does sharing help me?", ""]
     lines += [f"- {line}" for line in sharing_lines(analysis)]
-    if said := note_lines(results.cell_notes(), len(results.found)):
-        lines += ["", "## Notes of the cells", "", *(f"- {line}" for line in said)]
+    if notes := note_lines(results.cell_notes(), len(results.found)):
+        lines += ["", "## Notes of the cells", "", *(f"- {line}" for line in notes)]
     if results.failed:
         lines += ["", "## Failed", ""]
         lines += [f"- {label}: {why}" for label, why in results.failed.items()]
@@ -68,10 +70,7 @@ def _head(results: Results) -> list[str]:
         given = " ".join(f"{key}={value}" for key, value in results.about["trained"].items())
         said.append(f"For methods trained step by step, where nothing else is given: `{given}`.")
     if not results.about["tuned"]:
-        said.append(
-            "No rate was tuned: settings are the methods' defaults, or as named. Methods that choose a "
-            "strength of their own (heads, probes) choose it on val."
-        )
+        said.append("No rate was tuned: settings are the methods' defaults, or as named.")
     said += [
         f"{row.label}: `{row_words(row)}`." for row in results.rows if row.name and row.tuning == "published"
     ]

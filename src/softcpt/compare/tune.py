@@ -1,13 +1,12 @@
-"""Settings chosen on val: every method by the same budget, one value for all tasks of a suite.
+"""Settings chosen on val: at most :data:`TRIALS` trainings a cell, one value for all tasks of a suite.
 
-A method says itself what is tried of it (``Method.tunes``), or gets :data:`RATES`. No test image is looked
-at: a trial ends with its val score.
+A method says itself what is tried of it (``Method.tunes``), or its rate is, with SGD and with AdamW. No test
+image is looked at: a trial ends with its val score.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import product
 from math import prod
 
@@ -20,39 +19,29 @@ from softcpt.methods.registry import get_method
 _SAME = 1e-9
 
 
-@dataclass(frozen=True)
-class Grid:
-    """What is tried of a method's settings.
-
-    Attributes:
-        values: key -> values, the most regularised first; all combinations are tried.
-    """
-
-    values: Mapping[str, tuple[str, ...]]
-
-    def __post_init__(self) -> None:
-        if self.size > TRIALS:
-            raise ValueError(f"{self.size} trainings; a cell may spend {TRIALS}")
-
-    @property
-    def size(self) -> int:
-        """Trainings that it takes."""
-        return len(list(product(*self.values.values())))
-
-    def points(self) -> list[dict[str, str]]:
-        """All combinations, the most regularised first."""
-        return [dict(zip(self.values, point, strict=True)) for point in product(*self.values.values())]
+Point = dict[str, str]
+"""Key -> value: one training that helps to choose."""
 
 
-RATES = Grid({"lr": ("0.002", "0.006", "0.02", "0.06", "0.2")})
+def combinations(values: Mapping[str, Sequence[str]]) -> list[Point]:
+    """All of them, the first values first; one empty point of no keys."""
+    return [dict(zip(values, point, strict=True)) for point in product(*values.values())]
+
+
+SGD = combinations({"optimizer": ["sgd"], "lr": ["0.002", "0.006", "0.02", "0.06", "0.2"]})
 """The published rate of CoOp and SoftCPT times 1, 3, 10, 30 and 100."""
 
-NOTHING = Grid({})
+ADAM = combinations({"optimizer": ["adam"], "lr": ["0.0002", "0.0006", "0.002", "0.006", "0.02"]})
+
+ADAM_META = combinations({"optimizer": ["adam"], "lr": ["0.00001", "0.00003", "0.0001", "0.0003", "0.001"]})
+"""For weights of a meta network: AdamW moves all of them at once, and a context by the sum of their moves."""
+
+NOTHING: list[Point] = [{}]
 """For methods that learn nothing, or choose for themselves what they have to choose."""
 
 
-def grid_of(method: str) -> Grid:
-    """What is tried of a method.
+def grid_of(method: str) -> list[Point]:
+    """What is tried of a method, the most regularised first.
 
     Raises:
         ConfigError: keys that the method does not know, or more points than a cell may try.
@@ -60,19 +49,21 @@ def grid_of(method: str) -> Grid:
     entry = get_method(method)
     keys = keys_of(entry)
     if entry.tunes is None:
-        return RATES if entry.trains and "lr" in keys else NOTHING
+        if not entry.trains:
+            return NOTHING
+        return [*SGD, *(ADAM_META if "meta" in keys else ADAM)]
     strange = [key for key in entry.tunes if key not in keys]
     faults = [Fault(key, f"{method} has no such option, so it cannot be tuned") for key in strange]
-    try:
-        grid = Grid(entry.tunes)
-    except ValueError as error:
-        faults.append(Fault("tunes", f"{method} asks for {error}"))
+    points = combinations(entry.tunes)
+    if len(points) > TRIALS:
+        what = f"{method} asks for {len(points)} trainings; a cell may spend {TRIALS}"
+        faults.append(Fault("tunes", what, "name fewer values"))
     if faults:
         raise ConfigError(faults, about=f"what {method} tunes")
-    return grid
+    return points
 
 
-def points_of(row: Row, given: Mapping[str, str]) -> list[dict[str, str]]:
+def points_of(row: Row, given: Mapping[str, str]) -> list[Point]:
     """What is tried of a row, beside settings that stay as they are; one empty point where nothing is.
 
     Args:
@@ -80,12 +71,17 @@ def points_of(row: Row, given: Mapping[str, str]) -> list[dict[str, str]]:
         given: for all rows.
     """
     if row.tries:
-        return Grid(dict(row.tries)).points()
-    fixed = {*given, *dict(row.settings)}
-    if "lr_factor" in fixed:  # a rate, said in another way
-        fixed.add("lr")
-    values = {key: tried for key, tried in grid_of(row.method).values.items() if key not in fixed}
-    return Grid(values).points()
+        return combinations(dict(row.tries))
+    stays = {**given, **dict(row.settings)}
+    fixed = set(stays)
+    if fixed & {"lr", "lr_factor"}:  # a rate, which is one of the optimizer it was given with
+        fixed |= {"lr", "optimizer"}
+    tried = [
+        tuple((key, value) for key, value in point.items() if key not in fixed)
+        for point in grid_of(row.method)
+        if point.get("optimizer") in (None, stays.get("optimizer", point.get("optimizer")))
+    ]
+    return [dict(point) for point in dict.fromkeys(tried)]
 
 
 def tries_faults(rows: Sequence[Row], given: Mapping[str, str], *, tune: bool) -> list[Fault]:

@@ -32,6 +32,7 @@ from softcpt.engine.features import ImageFeatures, Precision
 from softcpt.engine.prepare import resolve_device
 from softcpt.engine.runs import Run, versions
 from softcpt.engine.train import train
+from softcpt.methods.base import ImageKind
 
 What = Literal["features", "cost", "trial", "cell"]
 
@@ -58,6 +59,7 @@ class Job:
         together: tasks in one training, None for all.
         views: for ``features``: index of a record and its views (-1 the centre).
         precision: for ``features``: of the encoder.
+        kind: for ``features``: whether regions have some of their own.
     """
 
     what: What
@@ -77,6 +79,7 @@ class Job:
     together: int | None = None
     views: tuple[tuple[int, tuple[int, ...]], ...] = ()
     precision: Precision = "fp32"
+    kind: ImageKind = "pooled"
 
 
 def do(job: Job) -> dict[str, Any]:
@@ -134,7 +137,7 @@ def _loaded_backbone(name: str, device: str) -> Backbone:
 
 def _features(job: Job, suite: Suite, backbone: Backbone) -> dict[str, Any]:
     with open_cache(job.cache) as cache:
-        features = ImageFeatures(backbone, job.precision, cache)
+        features = ImageFeatures(backbone, job.precision, cache, job.kind)
         records = [suite.records[i] for i, views in job.views for _ in views]
         features.views(records, [view for _, views in job.views for view in views])
     return {"views": len(records)}
@@ -224,15 +227,23 @@ def _parts(suite: Suite, job: Job) -> Sequence[Suite]:
         return [suite]
     split = split_suite(suite, seed=int(job.settings.get("split_seed", 0)))
     placed = [replace(r, part=part) for r, part in zip(suite.records, split.parts, strict=True)]
-    groups = [
-        range(first, min(first + job.together, len(suite.tasks)))
-        for first in range(0, len(suite.tasks), job.together)
-    ]
     return [
         replace(
             suite,
             tasks=tuple(suite.tasks[t] for t in group),
             records=tuple(replace(r, task=r.task - group[0]) for r in placed if r.task in group),
         )
-        for group in groups
+        for group in groups_of(suite, job.together)
     ]
+
+
+def groups_of(suite: Suite, together: int | None) -> list[range]:
+    """Indices of the tasks of each training.
+
+    Args:
+        suite: all of its tasks are in one group.
+        together: tasks in one training, None for all.
+    """
+    n = len(suite.tasks)
+    size = together or n
+    return [range(first, min(first + size, n)) for first in range(0, n, size)]

@@ -25,7 +25,7 @@ from softcpt.engine.config import Settings
 from softcpt.engine.features import autocast, encode_pixels, image_shape
 from softcpt.engine.loop import matrix_products, n_steps
 from softcpt.engine.prepare import Plan, Prepared, prepare_run
-from softcpt.engine.support import allocate
+from softcpt.engine.support import allocate, views_of
 from softcpt.engine.train import Part, parts_of
 
 BYTES_PER_ACTIVATION = 20 * 4
@@ -174,7 +174,7 @@ def measure(prepared: Prepared) -> Cost:
         train_s += n * _seconds_per_step(part, backbone, settings) + n_views * image_s
         steps, views = steps + n, views + n_views
     if settings.method.fits and not parts:  # what fitting takes beside encoding is not measured
-        views += len(samples.train) * max(1, getattr(settings.own, "views", 1))
+        views += len(samples.train) * len(views_of(settings.own.pictures()))
         train_s += (views + len(samples.val)) * image_s
     allocate(classifier, [record.task for record in samples.train])
     text = backbone.text

@@ -291,14 +291,17 @@ def read_config_file(path: Path) -> dict[str, Any]:
 def values_of(stored: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """The values of settings as :meth:`Settings.stored` wrote them, to be resolved again.
 
-    A length that nobody asked for is left out where words were given: it is then theirs, and naming the
-    default would contradict them.
+    What nobody asked for is left out where naming the default would contradict something else: a length
+    where words were given, and for whom a head's settings are chosen.
     """
     words = {"init_words", "class_init_words"} & {key for key in stored if stored[key]["value"]}
     return {
         key: entry["value"]
         for key, entry in stored.items()
-        if not (words and key.endswith("context_length") and entry["origin"] == "default")
+        if not (
+            entry["origin"] == "default"
+            and (key == "head_tune" or (words and key.endswith("context_length")))
+        )
     }
 
 
@@ -422,11 +425,17 @@ def _idle_faults(settings: Settings, from_recipe: Mapping[str, Any]) -> list[Fau
     train, own = settings.train, settings.own
     if train is not None and method.separate:
         why = f"{method.key} trains each task on its own"
-        fix = f"leave it out, or use {method.key}-joint" if _has_joint(method) else "leave it out"
+        joint = f"{method.key}-joint" if _has_joint(method) else ""
+        fix = f"leave it out, or use {joint}" if joint else "leave it out"
         idle = [key for key in ("balance", "loss_weights") if getattr(train, key) != "none"]
         idle += ["task_power"] if train.task_power is not None else []
         idle += ["weighting"] if getattr(own, "weighting", "none") != "none" else []
         faults += [Fault(key, f"{why}, so it would have no effect", fix) for key in idle]
+        one_for_all = getattr(own, "head", "none") != "none" and getattr(own, "head_tune", "") == "suite"
+        if one_for_all and settings.origins["head_tune"] != "default":
+            what = f"{why}, so a head's settings are chosen for each: one for the suite cannot be"
+            fix = "write task"
+            faults.append(Fault("head_tune", what, f"{fix}, or use {joint}" if joint else fix))
     if train is not None and train.joint_steps and not method.separate:
         why = f"{method.key} trains all tasks in one run, so it would have no effect"
         faults.append(Fault("joint_steps", why, "leave it out"))

@@ -14,7 +14,13 @@ from softcpt.core.seeds import seed_for_torch
 from softcpt.data.draw import Samples
 from softcpt.data.record import Record
 from softcpt.engine.features import CENTRE, MIRROR, ImageFeatures
-from softcpt.methods.base import Classifier, Support, Tuned, fitted_parts
+from softcpt.methods.base import Classifier, Pictures, Support, Tuned, fitted_parts
+
+
+def views_of(pictures: Pictures) -> list[int]:
+    """The numbers of the views that make up what a classifier is fitted to."""
+    whole = [CENTRE] if pictures.centres else []
+    return [*whole, *([MIRROR] if pictures.mirrors else []), *range(pictures.views)]
 
 
 class TaskSupport(Support):

@@ -54,7 +54,22 @@ Tuned = dict[str, dict[str, Any]]
 
 
 TRIALS = 12
-"""Trainings that a cell of a comparison may spend on choosing settings, the same for every method."""
+"""The most trainings that a cell of a comparison may spend on choosing settings, whatever the method."""
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What a fitted classifier asks its :class:`Support` for, of each training image.
+
+    Attributes:
+        centres: the whole image.
+        mirrors: its mirror image.
+        views: how many of its random views.
+    """
+
+    centres: bool = False
+    mirrors: bool = False
+    views: int = 0
 
 
 class MethodConfig(BaseModel):
@@ -65,6 +80,15 @@ class MethodConfig(BaseModel):
     def is_shared(self) -> bool:
         """Whether a method that shares (``Method.shares``) still does so with these values."""
         return True
+
+    def pictures(self) -> Pictures:
+        """What a classifier with these values is fitted to, so that it can be encoded ahead for many runs.
+
+        Its ``views``, or where there are none the whole images. What is not named here is encoded when it is
+        asked for.
+        """
+        views = int(getattr(self, "views", 0))
+        return Pictures(centres=views == 0, views=views)
 
 
 @dataclass(frozen=True)
@@ -496,7 +520,7 @@ class Method:
         texts_per_image: whether each image has prompts of its own, so that using it costs texts as well.
         defaults: of training keys, where the method's differ from all others'.
         tunes: key -> values that a comparison tries on val, the most regularised first, in all combinations
-            (at most :data:`TRIALS`); None for the rates that all methods are given.
+            (at most :data:`TRIALS`); None for rates of SGD and of AdamW.
     """
 
     key: str

@@ -26,7 +26,7 @@ from jaxtyping import Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from softcpt.methods.base import Method, MethodConfig, Problem, Streams
+from softcpt.methods.base import Method, MethodConfig, Pictures, Problem, Streams
 from softcpt.methods.head_training import Adam, BestOnVal, step_cosine
 from softcpt.methods.heads import (
     Head,
@@ -66,6 +66,10 @@ class CrossModalConfig(MethodConfig):
         if not self.text_half and self.start == "random" and self.wise_ft == 0 and self.templates != "task":
             raise ValueError("templates have no effect where no text takes part")
         return self
+
+    def pictures(self) -> Pictures:
+        """Images and their mirror images."""
+        return Pictures(centres=True, mirrors=True)
 
 
 class CrossModal(Head):

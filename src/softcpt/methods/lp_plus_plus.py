@@ -28,7 +28,7 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from softcpt.methods.base import Method, MethodConfig, Problem, Streams
+from softcpt.methods.base import Method, MethodConfig, Pictures, Problem, Streams
 from softcpt.methods.heads import (
     Head,
     HeadClassifier,
@@ -60,6 +60,10 @@ class LpPlusPlusConfig(MethodConfig):
     keep: Literal["val", "last"] = Field(
         "val", description="which step is kept: the best on val, or the last"
     )
+
+    def pictures(self) -> Pictures:
+        """One random view."""
+        return Pictures(views=1)
 
 
 @dataclass

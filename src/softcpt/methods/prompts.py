@@ -16,7 +16,7 @@ from softcpt.clip.text_shared import shared_encoder
 from softcpt.clip.tokens import NamePrompts, Position, name_prompts, put_context
 from softcpt.core.errors import ConfigError, Fault
 from softcpt.core.names import prompt_words
-from softcpt.methods.base import MethodConfig, Problem, Streams
+from softcpt.methods.base import MethodConfig, Pictures, Problem, Streams
 
 CONTEXT_STD = 0.02
 """Standard deviation of a random context's start (CoOp's, and the published code's)."""
@@ -62,6 +62,13 @@ class PromptConfig(MethodConfig):
         if self.head == "none" and self.head_tune != "suite":
             raise ValueError("head_tune has no effect with head=none; leave one of them out")
         return self
+
+    def pictures(self) -> Pictures:
+        """The head's; none without one."""
+        if self.head == "none":
+            return Pictures()
+        views = {"tip": self.head_views, "ridge": self.head_views, "lp++": 1, "logistic": 0}[self.head]
+        return Pictures(centres=views == 0, views=views)
 
 
 def class_prompts(problem: Problem, n_context: int, position: Position) -> NamePrompts:

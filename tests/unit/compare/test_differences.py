@@ -200,7 +200,9 @@ def test_a_row_that_is_lacking_is_named_in_a_sentence():
 
 
 def test_tuned_rows_are_alike_where_the_same_was_tried():
-    rows = parse_rows(["softcpt-nata:optimizer=sgd/adam", "coop-ca:optimizer=sgd/adam", "coop-ca"])
+    rows = parse_rows(
+        ["softcpt-nata:optimizer=sgd/adam", "coop-ca:optimizer=sgd/adam", "coop-ca:optimizer=sgd"]
+    )
     tuned = [row.tuned("tuned") for row in rows]
     assert Rows(tuned[:2]).pair() == tuple(tuned[:2])
     assert Rows([tuned[0], tuned[2]]).pair() == (None, None)

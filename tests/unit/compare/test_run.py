@@ -19,6 +19,8 @@ from softcpt.compare.run import Stopped
 from softcpt.compare.sentences import note_lines
 from softcpt.compare.write import write_results
 from softcpt.core.errors import ConfigError, Fault, RunError
+from softcpt.engine.config import keys_of
+from softcpt.methods.registry import get_method, list_methods
 
 WHOLE = ("results.json", "results.csv", "table.md")
 
@@ -97,6 +99,17 @@ def test_several_processes_give_the_same_cells_as_one(run, tmp_path):
     assert timeless(one) == timeless(two)
 
 
+def short(row):
+    """Settings of a training of a second, as far as a row knows them and has not said them."""
+    [row] = parse_rows([row])
+    wanted = {"epochs": "2", "views": "2", "iterations": "3"}
+    return {
+        key: value
+        for key, value in wanted.items()
+        if key in keys_of(get_method(row.method)) and key not in dict(row.settings)
+    }
+
+
 def test_image_features_are_there_before_the_cells(run, tmp_path, counted, monkeypatch):
     encoded = []
     real = work.ImageFeatures._compute
@@ -108,6 +121,18 @@ def test_image_features_are_there_before_the_cells(run, tmp_path, counted, monke
     monkeypatch.setattr("softcpt.engine.features.ImageFeatures._compute", compute)
     run(tmp_path, "zero-shot,coop-mt", shots=(1, 2), seeds=(1, 2))
     assert {what for what, _ in encoded} == {"features"}
+    # Every method and head: those of regions, mirror images, and views that no epoch shows.
+    heads = [f"coop-mt:head={head}:views=0" for head in ("tip", "ridge", "lp++")]
+    heads += [
+        "coop-mt:head=logistic:views=1",
+        "coop-ca:joint_steps=true:views=4:batch_size=2",
+        "tip-adapter:views=3",
+        "coop-mt:precision=bf16",
+    ]
+    for method in [*(method.key for method in list_methods()), *heads]:
+        del encoded[:]
+        run(tmp_path / method, method, seeds=(1,), settings=short(method))
+        assert {what for what, _ in encoded} == {"features"}, method
 
 
 def test_a_failing_cell_does_not_stop_the_others(run, tmp_path, monkeypatch):
@@ -305,3 +330,62 @@ def test_every_table_and_figure_says_what_it_shows_and_where(run, tmp_path):
     assert len(captions) == len(set(captions)) == 9
     assert all(results.suites[0].name in caption for caption in captions)
     assert page.count("softcpt compare ") == 1
+
+
+class Nodes:
+    """In Ray's place: nodes that have what this machine lacks; they compute on the CPU all the same."""
+
+    def __init__(self, address, *, threads, gpus):
+        self.gpus, self.seen = gpus, []
+        made.append(self)
+
+    def each(self, jobs):
+        for job in jobs:
+            self.seen.append(job)
+            settings = {key: "cpu" if key == "device" else value for key, value in job.settings.items()}
+            yield job, executor.attempt(replace(job, device="cpu", settings=settings))
+
+    def close(self):
+        pass
+
+
+made: list[Nodes] = []
+
+
+@pytest.fixture
+def without_gpu(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    monkeypatch.setattr("softcpt.compare.run.OnRay", Nodes)
+    del made[:]
+
+
+@pytest.mark.usefixtures("without_gpu")
+def test_on_ray_the_nodes_need_to_have_the_device_and_this_machine_need_not(run, tmp_path):
+    asked = {"seeds": (1,), "jobs": None, "ray": "head:6379"}
+    results = run(tmp_path, "coop-mt", device="cuda", **asked)
+    [nodes] = made
+    assert nodes.gpus == 0.25
+    assert {job.device for job in nodes.seen} == {"cuda"}
+    assert [job.what for job in nodes.seen] == ["cost", "features", "cell"]
+    [cell] = results.found.values()
+    assert cell["identity"]["device"] == "cuda"
+    assert results.about["device"] == "cuda"
+    run(tmp_path, "coop-mt", device="cuda", **asked)
+    assert made[1].seen == []
+    # What was encoded on this machine's device says nothing of what the nodes have.
+    run(tmp_path, "coop-mt", device="cuda", **{**asked, "shots": (2,)})
+    first, more = ({i for job in made[n].seen for i, _ in job.views} for n in (0, 2))
+    assert first < more
+    auto = run(tmp_path, "coop-mt", **asked)
+    assert made[3].gpus == 0
+    [local] = run(tmp_path, "coop-mt", seeds=(1,)).found.values()
+    assert list(auto.found.values()) == [local]  # found again under its key
+
+
+@pytest.mark.usefixtures("without_gpu")
+@pytest.mark.parametrize("where", [{}, {"ray": "local", "jobs": None}])
+def test_a_device_that_this_machine_lacks_is_refused_where_cells_run_here(run, tmp_path, where):
+    with pytest.raises(ConfigError, match="this machine has no 'cuda'"):
+        run(tmp_path / "out", "coop-mt", device="cuda", **where)
+    assert not (tmp_path / "out").exists()

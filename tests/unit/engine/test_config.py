@@ -5,7 +5,7 @@ import json
 import pytest
 
 from softcpt.core.errors import ConfigError
-from softcpt.engine.config import parse_pairs, resolve
+from softcpt.engine.config import parse_pairs, resolve, values_of
 from softcpt.methods.registry import list_methods
 
 
@@ -179,6 +179,21 @@ def test_keys_without_effect_are_refused():
     assert "trains nothing" in faults_of({"method": "zero-shot", "epochs": "3"})["epochs"].what
     for key, value in (("balance", "tasks"), ("loss_weights", "log-classes")):
         assert "coop-ca-joint" in faults_of({"method": "coop-ca", key: value})[key].fix
+
+
+@pytest.mark.parametrize("method", ["coop-ca", "coop-cs", "softcpt-nata-separate"])
+def test_separate_trainings_choose_no_settings_of_heads_for_the_suite(method, tmp_path):
+    given = {"method": method, "head": "tip"}
+    [fault] = faults_of(given | {"head_tune": "suite"}).values()
+    assert "each task on its own" in fault.what
+    assert "write task" in fault.fix
+    assert ("coop-ca-joint" in fault.fix) == (method == "coop-ca")
+    for tune in ("task", "published"):
+        assert resolve(given | {"head_tune": tune}).own.head_tune == tune
+    settings = resolve(given)
+    assert settings.own.head_tune == "suite"  # as it always was stored
+    assert resolve(values_of(settings.stored())).own == settings.own
+    assert resolve(given | {"method": "coop-mt", "head_tune": "suite"})
 
 
 @pytest.mark.parametrize("words", [["lr"], ["lr=1", "lr=2"], ["=3"], ["Lr=1"]])

@@ -108,6 +108,15 @@ def test_a_run_that_starts_from_words_is_scored_and_repeated(quick, suite, toy, 
     assert same(run, train(suite, toy, tmp_path / "again", config=run.path / "config.json"))
 
 
+def test_a_head_of_separate_trainings_is_chosen_for_each_task_and_the_run_repeated(
+    quick, suite, toy, tmp_path
+):
+    run, said = quick("coop-ca", head="tip"), quick("coop-ca", head="tip", head_tune="task")
+    assert same(run, said)
+    assert evaluate(run, backbone=toy).predictions
+    assert same(run, train(suite, toy, tmp_path / "again", config=run.path / "config.json"))
+
+
 def test_the_rank_is_the_ranks(quick):
     run = quick(meta="lowrank", rank=3)
     assert run.adapter.tensors["meta.down"].shape[1] == 3

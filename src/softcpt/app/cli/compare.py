@@ -67,7 +67,7 @@ _FAILED = 5  # as for runs: the table is there, but not whole
     "--tune/--no-tune",
     default=False,
     show_default=True,
-    help="Add rows whose settings are chosen on val: at most 12 trainings a cell, the same for every method.",
+    help="Add rows whose settings are chosen on val: at most 12 trainings a cell.",
 )
 @click.option(
     "--resplit/--no-resplit",
@@ -231,6 +231,9 @@ def _show(output: Path, results: Results, *, quiet: bool) -> int:
         show_notes(list(results.notes), all_in=str(output / "table.md"))
         say(f"also there: {output}/results.json, results.csv, report.html", style="dim")
     if results.failed:
-        say(f"{len(results.failed)} cells failed; the same command tries them again", style="red")
+        say(
+            f"{len(results.failed)} cells or trainings on val failed; the same command tries them again",
+            style="red",
+        )
         return _FAILED
     return 0
