@@ -61,7 +61,8 @@ def write_report(folder: Path, results: Results, analysis: Analysis, more: Seque
         analysis: what it means.
         more: sections at the end.
     """
-    drawn = {suite.name: _figures(results, suite.name, n) for n, suite in enumerate(results.suites)}
+    rows = shown_rows(results, analysis)
+    drawn = {suite.name: _figures(results, rows, suite.name, n) for n, suite in enumerate(results.suites)}
     sections = [_reading(results, analysis), _sharing(results, analysis)]
     sections += [_suite_section(results, name, figures) for name, figures in drawn.items()]
     if len(results.suites) > 1:
@@ -108,8 +109,8 @@ def sections_beside(results: Results) -> list[Section]:
     return sections
 
 
-def shown_rows(results: Results) -> list[Row]:
-    """The rows that figures show: all, or of many those that score highest on average."""
+def shown_rows(results: Results, analysis: Analysis) -> list[Row]:
+    """The rows that figures show: all, or of many those that are asked about, then the highest on average."""
     rows = [row for row in results.rows if results.mean_score(row, results.shots[-1]) is not None]
     if len(rows) <= MOST:
         return rows
@@ -119,8 +120,10 @@ def shown_rows(results: Results) -> list[Row]:
         return score.mean if score else 0.0
 
     best = sorted(rows, key=height, reverse=True)
-    keep = [row for row in rows if not results.learns(row)][:1]
-    keep += [row for row in best if row not in keep][: MOST - len(keep)]
+    asked = [*analysis.references, analysis.shared, analysis.alone]
+    plain = [row for row in rows if not results.learns(row)]
+    told = [row for row in rows if row in asked]
+    keep = list(dict.fromkeys([*plain[:1], best[0], *told, *best]))[:MOST]
     return [row for row in rows if row in keep]
 
 
@@ -320,8 +323,7 @@ def _starred(difference: Difference) -> str:
     return show_plain_difference(difference) + ("*" if difference.is_clear else "")
 
 
-def _figures(results: Results, name: str, number: int) -> list[Drawn]:
-    rows = shown_rows(results)
+def _figures(results: Results, rows: Sequence[Row], name: str, number: int) -> list[Drawn]:
     if not rows:
         return []
     seeds = f"over {len(results.seeds)} seeds" if len(results.seeds) > 1 else "of one seed"

@@ -11,6 +11,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from textwrap import fill
 from typing import TYPE_CHECKING, Any, Final
 
 from softcpt.report.results import Spread
@@ -202,13 +203,12 @@ def _short(name: str, most: int = 16) -> str:
 
 def _legend(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
-    names = [_short(label, 34) for label in labels]
+    names = [fill(label, 34) for label in labels]
     columns = 2 if max(map(len, names), default=0) <= 18 else 1  # as many as the width has room for
+    n_lines = sum(name.count("\n") + 1 for name in names)
     figure.legend(handles, names, loc="outside upper left", ncols=columns, handlelength=1.6)
     # What a long legend takes is added, so that the axes keep room for their own words.
-    figure.set_figheight(
-        figure.get_figheight() + _LEGEND_IN * max(0, -(-len(names) // columns) - _LEGEND_ROWS)
-    )
+    figure.set_figheight(figure.get_figheight() + _LEGEND_IN * max(0, -(-n_lines // columns) - _LEGEND_ROWS))
 
 
 class _styled:

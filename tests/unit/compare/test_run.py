@@ -6,14 +6,17 @@ import re
 import signal
 import statistics
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 import softcpt
 from softcpt.compare import executor, work
+from softcpt.compare.differences import Analysis
 from softcpt.compare.executor import Failure, Processes
 from softcpt.compare.learning import rate_rows
-from softcpt.compare.report import command_lines
+from softcpt.compare.report import command_lines, shown_rows
+from softcpt.compare.results import Score
 from softcpt.compare.rows import Row, parse_rows
 from softcpt.compare.run import Stopped
 from softcpt.compare.sentences import note_lines
@@ -319,6 +322,22 @@ def test_a_page_names_the_command_that_makes_it(run, tmp_path):
     assert "--preset controls" in command_lines(preset)[2]
     assert "--tune" in command_lines(preset)[3]
     assert command_lines(replace(results, rows=[Row("coop-ca", name="ours")])) == []
+
+
+def test_figures_of_many_rows_show_the_best_and_those_asked_about():
+    rows = parse_rows([f"coop-ca:lr=0.{n}" for n in range(1, 13)])
+    zero, *others = [*parse_rows(["zero-shot"]), *rows]
+    results = SimpleNamespace(
+        rows=[zero, *others],
+        shots=(4,),
+        learns=lambda row: row != zero,
+        mean_score=lambda row, shots: Score(others.index(row) / 20 if row in others else 0.0, 0.0, 1),
+    )
+    asked = Analysis([others[0]], [], others[2], others[1], [])
+    assert shown_rows(results, asked) == [zero, *others[:3], *others[-4:]]
+    assert shown_rows(results, Analysis(others[:9], [], None, None, [])) == [zero, *others[:6], others[-1]]
+    results.rows = [zero, *others[:7]]
+    assert shown_rows(results, asked) == results.rows
 
 
 def test_every_table_and_figure_says_what_it_shows_and_where(run, tmp_path):

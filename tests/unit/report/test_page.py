@@ -173,11 +173,12 @@ def test_a_long_legend_takes_nothing_from_the_axes():
         box = re.search(r'viewBox="0 0 [\d.]+ ([\d.]+)"', drawn)
         return float(box[1])
 
-    short, long = "method", "a method with a name of many words"
+    short, long = "method", "a method with a name of words"
     assert height(4, short) == height(2, long) == height(1, short)
     per_line = 0.21 * 72
     assert height(8, short) == pytest.approx(height(4, short) + 2 * per_line, abs=0.1)
     assert height(8, long) == pytest.approx(height(2, long) + 6 * per_line, abs=0.1)
+    assert height(3, f"{long}, {long}") == pytest.approx(height(6, long), abs=0.1)  # told whole, in two lines
 
 
 def test_a_page_is_written_whole(page, tmp_path):
