@@ -87,7 +87,7 @@ class MethodConfig(BaseModel):
         Its ``views``, or where there are none the whole images. What is not named here is encoded when it is
         asked for.
         """
-        views = int(getattr(self, "views", 0))
+        views = int(getattr(self, "views", 0) or 0)
         return Pictures(centres=views == 0, views=views)
 
 

@@ -224,6 +224,7 @@ def test_only_what_was_learned_counts_as_parameters(problem, supports, named):
         "clap": sum(classes) * dim,
         "taskres": sum(classes) * dim,
         "ridge": sum(classes) * dim,
+        "logistic": sum(classes) * (dim + 1),
     }
     assert set(wanted) == {method.key for method in FITTED}
     for method in FITTED:

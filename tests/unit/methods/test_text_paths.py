@@ -27,6 +27,7 @@ KINDS = {
     **{f"softcpt-{kind}": (f"softcpt-{kind}", SOFT) for kind in ("nata", "nats", "nata-separate", "dual")},
     "softcpt-basis": ("softcpt-basis", {**SOFT, "context_length": 4}),
     "softcpt-residual": ("softcpt-residual", {"context_length": 3}),
+    "softcpt-rho": ("softcpt-rho", {"context_length": 3}),
     "softcpt-span": ("softcpt-span", {"context_length": 3, "span_size": 2}),
     "a span for each task": ("softcpt-span", {"context_length": 3, "span": "own"}),
     **{f"softcpt-{variant}": (f"softcpt-{variant}", AWARE) for variant in ("cata", "cats", "csta", "csts")},
@@ -78,8 +79,8 @@ def few(problem):
     return features, columns
 
 
-OF_THEIR_OWN = {"cocoop", "plot", "mvlpt"}
-"""Methods with other features, or of several trainings; their own tests hold their text paths together."""
+OF_THEIR_OWN = {"cocoop", "plot", "mvlpt", "softcpt-plus"}
+"""Methods with other features, of several trainings, or with a head on prompts that are here."""
 
 
 def test_every_method_that_scores_by_prompts_is_among_the_kinds():
