@@ -12,7 +12,7 @@ from typing import Any
 from softcpt.compare.presets import PUBLISHED
 from softcpt.compare.results import Results, Score
 from softcpt.compare.rows import Row
-from softcpt.compare.tables import NONE, show_score
+from softcpt.compare.tables import NONE, show_score, table_line
 from softcpt.core.errors import ConfigError, Fault
 
 
@@ -73,10 +73,10 @@ def markdown_beside(results: Results) -> list[str]:
         heads, rows = beside(results, suite.name)
         lines += ["", f"## {suite.name} beside the published table", "", f"{meaning()}", ""]
         lines += [
-            "| " + " | ".join(heads) + " |",
+            table_line(heads),
             "|" + "|".join(["---", *["---:"] * (len(heads) - 1)]) + "|",
         ]
-        lines += ["| " + " | ".join(row) + " |" for row in rows]
+        lines += map(table_line, rows)
     return lines
 
 

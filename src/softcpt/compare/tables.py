@@ -79,6 +79,11 @@ def _head(results: Results) -> list[str]:
     return [" ".join(said[:1]), "", *(f"- {line}" for line in [*said[1:], *results.notes])]
 
 
+def table_line(cells: Sequence[str]) -> str:
+    """A line of a Markdown table; a bar in a name is no edge."""
+    return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
+
+
 def main_table(results: Results, suite: str | None) -> list[str]:
     """Method, parameters, training time, each number of shots, average.
 
@@ -99,14 +104,14 @@ def main_table(results: Results, suite: str | None) -> list[str]:
     heads = [str(level) if level is not None else "Average" for level in shown]
     sizes = ["Parameters", "Training (s)"] if suite is not None else []
     lines = [
-        "| " + " | ".join(["Method", *sizes, *heads]) + " |",
+        table_line(["Method", *sizes, *heads]),
         "|" + "|".join(["---", *["---:"] * (len(sizes) + len(heads))]) + "|",
     ]
     marks = {level: _marks([scores[row.label, level] for row in results.rows]) for level in shown}
     for i, row in enumerate(results.rows):
         cells = [_cell(scores[row.label, level], marks[level][i]) for level in shown]
         own = [_count(results, suite, row), _seconds(results, suite, row)] if suite is not None else []
-        lines.append("| " + " | ".join([row.label, *own, *cells]) + " |")
+        lines.append(table_line([row.label, *own, *cells]))
     return lines
 
 
@@ -143,19 +148,19 @@ def _seconds(results: Results, suite: str, row: Row) -> str:
 def _listed(title: str, said: str, results: Results, rows: Sequence[Sequence[str]]) -> list[str]:
     if not rows:
         return []
-    heads = "| Method | " + " | ".join(shots_words(level) for level in results.shots) + " |"
+    heads = table_line(["Method", *map(shots_words, results.shots)])
     lines = ["", f"## {title}", "", said, "", heads, "|---" * (len(results.shots) + 1) + "|"]
-    return [*lines, *("| " + " | ".join(row) + " |" for row in rows)]
+    return [*lines, *map(table_line, rows)]
 
 
 def _harm_table(results: Results) -> list[str]:
     lines = [
         HARM_SAID,
         "",
-        "| Method | " + " | ".join(shots_words(level) for level in results.shots) + " |",
+        table_line(["Method", *map(shots_words, results.shots)]),
         "|---|" + "---:|" * len(results.shots),
     ]
-    lines += [f"| {row.label} | " + " | ".join(harm_cells(results, row)) + " |" for row in harm_rows(results)]
+    lines += [table_line([row.label, *harm_cells(results, row)]) for row in harm_rows(results)]
     return lines
 
 
@@ -200,14 +205,14 @@ def _differences(results: Results, analysis: Analysis) -> list[str]:
         told = {d.row for d in against}
         for name in names:
             lines += ["", f"**{name}, to {reference.label}**" if many else f"**{name}**", ""]
-            lines += ["| Method | " + " | ".join(shots_words(level) for level in levels) + " |"]
+            lines += [table_line(["Method", *map(shots_words, levels)])]
             lines += ["|---|" + "---:|" * len(levels)]
             for row in results.rows:
                 if row == reference or (many and row.label not in told):
                     continue
                 of_row = {d.shots: d for d in against if d.row == row.label and d.suite == name}
                 cells = [show_difference(of_row[level]) if level in of_row else NONE for level in levels]
-                lines.append("| " + " | ".join([row.label, *cells]) + " |")
+                lines.append(table_line([row.label, *cells]))
     return lines
 
 

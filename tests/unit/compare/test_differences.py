@@ -10,7 +10,7 @@ from softcpt.compare.rows import parse_rows, row_words
 from softcpt.compare.sentences import sharing_lines, sharing_sentence, sharing_summary, verdict
 from softcpt.compare.sharing import Rows
 from softcpt.compare.statistics import interval
-from softcpt.compare.tables import _marks, show_difference, show_score
+from softcpt.compare.tables import _marks, show_difference, show_score, table_line
 from softcpt.methods.registry import list_methods
 
 
@@ -206,6 +206,10 @@ def test_tuned_rows_are_alike_where_the_same_was_tried():
     tuned = [row.tuned("tuned") for row in rows]
     assert Rows(tuned[:2]).pair() == tuple(tuned[:2])
     assert Rows([tuned[0], tuned[2]]).pair() == (None, None)
+
+
+def test_a_bar_in_a_name_is_no_edge_of_a_table():
+    assert table_line(["rate |z|^2", "1.0"]) == r"| rate \|z\|^2 | 1.0 |"
 
 
 def test_best_and_second_are_marked_and_equals_share_a_place():
