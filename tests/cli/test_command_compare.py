@@ -189,6 +189,7 @@ def test_our_table_stands_beside_the_published_one(compare, own_suite, tmp_path,
     assert ended.code == 0, ended.err
     beside = ended.out.partition("## fashion_20 beside the published table")[2]
     row = re.search(r"^\| CoOp-CA \| ([^|]*) \| ([^|]*) \| ([^|]*) \|$", beside, re.MULTILINE)
+    assert "| 1 | Average (published: of 1, 2, 4, 8, 16) |" in beside
     assert row[1] == "2,048 / 163,840"
     assert re.fullmatch(r"\d+\.\d / 50\.50 ± 0\.63", row[2])
     assert row[3].endswith(" / 59.95 ± 1.11")

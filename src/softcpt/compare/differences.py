@@ -60,6 +60,7 @@ class Analysis:
         alone: the row it is compared with, or None where no row is like it.
         sharing: task by task, by suite and shots.
         to_add: where no row is like it, the row that would be, if any is.
+        single: suites of one task, which has nothing to share with.
     """
 
     references: Sequence[Row]
@@ -68,6 +69,7 @@ class Analysis:
     alone: Row | None
     sharing: Sequence[Difference]
     to_add: Row | None = None
+    single: Sequence[str] = ()
 
     def against(self, reference: Row) -> list[Difference]:
         """The differences to one reference, as published or tuned."""
@@ -92,12 +94,15 @@ def analyse(results: Results) -> Analysis:
     )
     sharing: list[Difference] = []
     to_add = None
-    if shared is not None and alone is not None:
+    single = [suite.name for suite in results.suites if len(suite.tasks) == 1]
+    if len(single) == len(results.suites):
+        shared = alone = None
+    elif shared is not None and alone is not None:
         for shots in compared.levels:  # each a question of its own, asked of all tasks
             sharing += _corrected(compared.by_task(shared, alone, shots))
     else:
         shared, to_add = rows.to_add()
-    return Analysis(references, differences, shared, alone, sharing, to_add)
+    return Analysis(references, differences, shared, alone, sharing, to_add, single)
 
 
 def references_of(results: Results) -> list[Row]:
@@ -164,6 +169,8 @@ class _Compared:
         weights = self._weights(row, reference, shots)
         found = []
         for suite in self.results.suites:
+            if len(suite.tasks) == 1:
+                continue
             for t, task in enumerate(suite.tasks):
                 if suite.name not in self.tests or np.isnan(self.tests[suite.name].scores[:, t]).all():
                     continue

@@ -173,6 +173,11 @@ class Grid:
                     draw = self.cell(self.places[0], row, self.shots[0], self.seeds[0]).resolved.data.draw
                     if uses_shots(get_method(row.method)):
                         draws.setdefault(draw, []).append(row.label)
+            together = [row.label for row in self.rows if row.together is not None]
+            if together and "published" in draws:
+                what = f"draws other images where fewer tasks are trained together ({'; '.join(together)})"
+                fault = Fault("draw=published", what, "write draw=product")
+                collector.errors.append(ConfigError(fault, about="the options"))
             if len(draws) > 1:
                 what = "; ".join(f"{draw}: {', '.join(labels)}" for draw, labels in draws.items())
                 fault = Fault(

@@ -59,7 +59,11 @@ def beside(results: Results, suite: str) -> tuple[list[str], list[list[str]]]:
         row = ours.get(name)
         cells = [_cell(results, suite, row, published, level) for level in levels]
         rows.append([name, _parameters(results, suite, row, published), *cells])
-    heads = ["Method", "Parameters", *(str(level) for level in results.shots), "Average"]
+    theirs = sorted({int(key) for published in figures.values() for key in published if key.isdigit()})
+    average = "Average"
+    if theirs != sorted(results.shots):
+        average += f" (published: of {', '.join(map(str, theirs))})"
+    heads = ["Method", "Parameters", *(str(level) for level in results.shots), average]
     return heads, rows
 
 

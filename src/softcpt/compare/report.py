@@ -11,7 +11,7 @@ from pathlib import Path
 from softcpt.compare.differences import ALL_SUITES, Analysis, Difference
 from softcpt.compare.learning import CHOSEN_SAID, RATES_SAID, chosen_rows, itself_sentence, rate_rows
 from softcpt.compare.published import beside, meaning, published_suite
-from softcpt.compare.results import Results, Score
+from softcpt.compare.results import EQUAL, Results, Score
 from softcpt.compare.rows import Row, row_words
 from softcpt.compare.sentences import (
     SHARING_SAID,
@@ -20,6 +20,8 @@ from softcpt.compare.sentences import (
     sharing_sentence,
     sharing_summary,
     shots_words,
+    size_words,
+    split_words,
     unasked,
     verdict,
 )
@@ -62,7 +64,10 @@ def write_report(folder: Path, results: Results, analysis: Analysis, more: Seque
         more: sections at the end.
     """
     rows = shown_rows(results, analysis)
-    drawn = {suite.name: _figures(results, rows, suite.name, n) for n, suite in enumerate(results.suites)}
+    slugs = _slugs([suite.name for suite in results.suites])
+    drawn = {
+        suite.name: _figures(results, rows, suite.name, n, slugs[n]) for n, suite in enumerate(results.suites)
+    }
     sections = [_reading(results, analysis), _sharing(results, analysis)]
     sections += [_suite_section(results, name, figures) for name, figures in drawn.items()]
     if len(results.suites) > 1:
@@ -135,7 +140,9 @@ def _lead(results: Results, analysis: Analysis) -> str:
         return "Not all cells are there yet."
     row, score = max(there, key=lambda pair: pair[1].mean)
     at = "on average over shots" if level is None else f"at {shots_words(level)}"
-    said = f"{row.label} scores highest {at}: {show_score(score)} %."
+    equal = sum(other.mean > score.mean - EQUAL for _, other in there) - 1
+    who = f"{row.label} and {equal} more score" if equal else f"{row.label} scores"
+    said = f"{who} highest {at}: {show_score(score)} %."
     for reference in analysis.references:
         against = analysis.against(reference)
         clear = [d for d in against if d.is_clear]
@@ -154,7 +161,7 @@ def _reading(results: Results, analysis: Analysis) -> Section:
     pairs = [
         ("Backbone", str(backbone["description"])),
         ("Seeds", ", ".join(map(str, results.seeds))),
-        ("Split", "a new one each seed" if results.about["resplit"] else "one for all seeds"),
+        ("Split", split_words(results)),
         ("Tuning", "on val, at most 12 trainings a cell" if results.about["tuned"] else "no rates"),
         ("Computed on", f"{results.about['device']}, {results.about['threads']} thread(s) a run"),
     ]
@@ -241,7 +248,7 @@ def _sharing(results: Results, analysis: Analysis) -> Section:
 def _suite_section(results: Results, name: str, figures: Sequence[Drawn]) -> Section:
     suite = next(suite for suite in results.suites if suite.name == name)
     blocks: list[Block] = [_scores_table(results, name), Columns([drawn.figure for drawn in figures])]
-    return Section(f"{name}: {len(suite.tasks)} tasks, {suite.n_classes} classes", blocks)
+    return Section(f"{name}: {size_words(suite)}", blocks)
 
 
 def _scores_table(results: Results, name: str | None) -> Table:
@@ -323,7 +330,18 @@ def _starred(difference: Difference) -> str:
     return show_plain_difference(difference) + ("*" if difference.is_clear else "")
 
 
-def _figures(results: Results, rows: Sequence[Row], name: str, number: int) -> list[Drawn]:
+def _slugs(names: Sequence[str]) -> list[str]:
+    """Each name as a part of file names, of which no two are equal."""
+    slugs: list[str] = []
+    for n, name in enumerate(names):
+        slug = re.sub(r"[^\w-]+", "-", name).strip("-").lower() or f"suite-{n}"
+        while slug in slugs:
+            slug += f"-{n}"
+        slugs.append(slug)
+    return slugs
+
+
+def _figures(results: Results, rows: Sequence[Row], name: str, number: int, slug: str) -> list[Drawn]:
     if not rows:
         return []
     seeds = f"over {len(results.seeds)} seeds" if len(results.seeds) > 1 else "of one seed"
@@ -332,7 +350,6 @@ def _figures(results: Results, rows: Sequence[Row], name: str, number: int) -> l
     shots = results.shots[-1]
     suite = next(suite for suite in results.suites if suite.name == name)
     tasks = [task.name for task in suite.tasks]
-    slug = re.sub(r"[^\w-]+", "-", name).strip("-").lower() or f"suite-{number}"
     lines = [_line(results, name, row) for row in rows]
     trained = [row for row in rows if results.learns(row)]
     gains = {row.label: results.gains(name, row, shots) for row in trained}

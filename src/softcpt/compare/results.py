@@ -26,6 +26,10 @@ Place = tuple[str, str, int, int]
 """Name of a suite, label of a row, shots, seed."""
 
 
+EQUAL = 1e-9
+"""Sums in another order differ by less."""
+
+
 @dataclass(frozen=True)
 class Score:
     """A number of a table, as a fraction.
@@ -116,7 +120,7 @@ class Results:
     def harmed(self, row: Row, shots: int) -> tuple[int, int]:
         """Tasks of all suites that score below zero-shot, mean over seeds; and how many there are."""
         gains = [gain for suite in self.suites for gain in self.gains(suite.name, row, shots).values()]
-        return sum(gain < 0 for gain in gains), len(gains)
+        return sum(gain < -EQUAL for gain in gains), len(gains)
 
     def gains(self, suite: str, row: Row, shots: int) -> dict[str, float]:
         """Task -> gain over zero-shot, mean over seeds."""

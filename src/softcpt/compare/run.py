@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -183,12 +183,30 @@ def compare(
                 trained=request.trained,
             )
             collector.keep(grid.check)
+            if not collector.errors:
+                collector.keep(lambda: _check_test(grid))
             if request.tune and not collector.errors:
                 collector.keep(lambda: _check_val(grid))
         collector.raise_any()
         assert model is not None  # what failed was raised
         with open_store(Path(output)) as store:
             return _Comparison(grid, model, store, request, on_progress, on_failure).run(on_estimate)
+
+
+def _check_test(grid: Grid) -> None:
+    """Refuse suites without test images: nothing could be compared on them.
+
+    Raises:
+        SuiteError: every suite of which that is so.
+    """
+    seeds = {cell.resolved.data.split_seed for cell in grid.cells(grid.rows[:1])}
+    faults = [
+        Fault(place.name, "has no test images to compare on", "give the suite some, or no parts of its own")
+        for place in grid.places
+        if any("test" not in split_suite(place.suite, seed=seed).parts for seed in seeds)
+    ]
+    if faults:
+        raise SuiteError(faults, about="the comparison")
 
 
 def _check_val(grid: Grid) -> None:
@@ -321,14 +339,18 @@ class _Comparison:
         """Measure, tell what it will take, and make the features that are not there."""
         ahead = [*missing, *lacking]
         measured = {}
+        failures: list[tuple[str, Failure]] = []
         began = time.perf_counter()
         for job, outcome in self._each(
             executor, [self._job("cost", c) for c in to_measure(ahead)], "looking ahead"
         ):
             if isinstance(outcome, Failure):
-                raise _error_of(outcome)
+                failures.append((job.label, outcome))
+                continue
             cell = next(c for c in ahead if c.key == job.key)
             measured[kind_of(cell)] = (cell, outcome)
+        if failures:
+            raise _error_of(failures)
         logger.info("measured in %.0f s", time.perf_counter() - began)
         n_views, jobs = self._feature_jobs([*ahead])
         image_s = max((cost["image_s"] for _, cost in measured.values()), default=0.0)
@@ -347,9 +369,9 @@ class _Comparison:
                     jobs=self.jobs,
                 )
             )
-        for _, outcome in self._each(executor, jobs, "image features"):
+        for job, outcome in self._each(executor, jobs, "image features"):
             if isinstance(outcome, Failure):
-                raise _error_of(outcome)
+                raise _error_of([(job.label, outcome)])
 
     def _feature_jobs(self, cells: Sequence[Cell]) -> tuple[int, list[Job]]:
         jobs: list[Job] = []
@@ -488,9 +510,15 @@ def _jobs(request: Request, model: Backbone) -> int:
     return max(1, (os.cpu_count() or 1) // request.threads)
 
 
-def _error_of(failure: Failure) -> SoftCPTError:
-    """A failure before the first cell stops everything: it would be that of many cells."""
+def _error_of(failures: Sequence[tuple[str, Failure]]) -> SoftCPTError:
+    """Failures before the first cell stop everything: they would be those of many cells."""
     kinds = {kind.exit_code: kind for kind in (ConfigError, SuiteError, RunError)}
-    if failure.details:
-        logger.error(failure.details)
-    return kinds.get(failure.exit_code, RunError)(failure.faults, about="the comparison")
+    for _, failure in failures:
+        if failure.details:
+            logger.error(failure.details)
+    faults = [
+        replace(fault, where=f"{label}: {fault.where}")
+        for label, failure in failures
+        for fault in failure.faults
+    ]
+    return kinds.get(failures[0][1].exit_code, RunError)(faults, about="the comparison")

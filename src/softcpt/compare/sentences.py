@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from softcpt.compare.differences import Analysis, Difference
+from softcpt.compare.results import Results
 from softcpt.compare.rows import row_words
 from softcpt.compare.statistics import FEWEST_SEEDS
 from softcpt.compare.store import RESULTS
+from softcpt.data.record import Suite
 
 MOST_NOTES = 20
 """Of cells, in tables and pages."""
@@ -18,11 +20,29 @@ SHARING_SAID = (
 )
 
 
+def size_words(suite: Suite) -> str:
+    """``5 tasks, 28 classes``."""
+    n_tasks, n_classes = len(suite.tasks), suite.n_classes
+    return f"{n_tasks} task{'s' * (n_tasks != 1)}, {n_classes} class{'es' * (n_classes != 1)}"
+
+
+def split_words(results: Results) -> str:
+    """Who decides what is trained on and what is tested."""
+    if all(any(record.part for record in suite.records) for suite in results.suites):
+        return "as given"
+    return "a new one each seed" if results.about["resplit"] else "one for all seeds"
+
+
 def shots_words(shots: int | None) -> str:
     """``4 shots``; the average over all where there is no number."""
     if shots is None:
         return "average over shots"
     return f"{shots} shot" if shots == 1 else f"{shots} shots"
+
+
+def tenths(points: float) -> float:
+    """To a tenth; nothing less than nothing."""
+    return round(points, 1) + 0.0
 
 
 def verdict(difference: Difference) -> str:
@@ -37,9 +57,10 @@ def sharing_sentence(difference: Difference) -> str:
     found = difference.interval
     points, low, high = 100 * found.value, 100 * found.low, 100 * found.high
     more = "more" if points >= 0 else "less"
-    who = f"{difference.row} scores {abs(points):.1f} points {more} than {difference.reference}"
+    beside = f"{abs(points):.1f} points {more} than" if round(points, 1) else "as much as"
+    who = f"{difference.row} scores {beside} {difference.reference}"
     where = f"{difference.task} ({difference.suite}, {shots_words(difference.shots)})"
-    between = f"95 % interval {low:+.1f} to {high:+.1f}"
+    between = f"95 % interval {tenths(low):+.1f} to {tenths(high):+.1f}"
     if difference.is_clear:
         return f"{where}: sharing {verdict(difference)}. {who} ({between})."
     if found.low > 0 or found.high < 0:
@@ -64,6 +85,8 @@ def sharing_summary(differences: Sequence[Difference]) -> str:
 def unasked(analysis: Analysis) -> str:
     """Why it is not asked whether sharing helps, and which row would let it be."""
     if analysis.shared is None:
+        if analysis.single:
+            return "Not asked here: a suite of one task has nothing to share."
         return (
             "Not asked here: it takes a row that shares (such as softcpt-nata) beside a like one that trains "
             "each task alone (such as coop-ca)."
@@ -76,7 +99,8 @@ def unasked(analysis: Analysis) -> str:
             "and no method of ours is like it."
         )
     return (
-        f"Not asked here: no row is like {analysis.shared.label} (its head, optimizer, epochs and contexts) "
+        f"Not asked here: no row is like {analysis.shared.label} (its head, optimizer, epochs, steps a batch "
+        "and contexts) "
         f"and trains each task alone. Add the row {row_words(analysis.to_add)}."
     )
 
@@ -90,6 +114,8 @@ def sharing_lines(analysis: Analysis) -> list[str]:
     lines = [
         f"{analysis.shared.label} against {analysis.alone.label}, each task by its own metric. {SHARING_SAID}"
     ]
+    if analysis.single:
+        lines.append(f"Left out, of one task, which has nothing to share with: {', '.join(analysis.single)}.")
     if analysis.sharing:
         lines.append(interval_words(max(d.interval.n_seeds for d in analysis.sharing)))
     lines += [sharing_summary(found) for found in of_level.values() if found]

@@ -27,6 +27,7 @@ LIKE = (
     "epochs",
     "keep",
     "batch_size",
+    "repeated_steps",
     "views",
     "context_length",
     "position",

@@ -8,7 +8,15 @@ from softcpt.compare.differences import ALL_SUITES, Analysis, Difference
 from softcpt.compare.learning import CHOSEN_SAID, RATES_SAID, chosen_rows, itself_sentence, rate_rows
 from softcpt.compare.results import Results, Score
 from softcpt.compare.rows import Row, row_words
-from softcpt.compare.sentences import interval_words, note_lines, sharing_lines, shots_words
+from softcpt.compare.sentences import (
+    interval_words,
+    note_lines,
+    sharing_lines,
+    shots_words,
+    size_words,
+    split_words,
+    tenths,
+)
 
 NONE = "–"  # noqa: RUF001  as the paper has it
 
@@ -27,8 +35,7 @@ def markdown(results: Results, analysis: Analysis, more: Sequence[str] = ()) -> 
     """
     lines = ["# Comparison", "", *_head(results)]
     for suite in results.suites:
-        n_classes = suite.n_classes
-        lines += ["", f"## {suite.name} ({len(suite.tasks)} tasks, {n_classes} classes)", ""]
+        lines += ["", f"## {suite.name} ({size_words(suite)})", ""]
         lines += main_table(results, suite.name)
     if len(results.suites) > 1:
         lines += ["", "## Mean over suites", "", *main_table(results, None)]
@@ -61,7 +68,7 @@ def _head(results: Results) -> list[str]:
         f"deviation over seeds ({seeds}). Best **bold**, second <u>underlined</u>.",
         f"Backbone: {backbone['description']}; {results.about['device']}, "
         f"{results.about['threads']} thread(s) a run. Training (s): of one run, with others beside it.",
-        "Each seed draws its own split." if results.about["resplit"] else "One split for all seeds.",
+        f"Split: {split_words(results)}.",
     ]
     if results.settings:
         given = " ".join(f"{key}={value}" for key, value in results.settings.items())
@@ -225,4 +232,5 @@ def show_difference(difference: Difference) -> str:
 def show_plain_difference(difference: Difference) -> str:
     """``+3.1 (0.8 to 5.4)``."""
     found = difference.interval
-    return f"{100 * found.value:+.1f} ({100 * found.low:.1f} to {100 * found.high:.1f})"
+    value, low, high = (tenths(100 * part) for part in (found.value, found.low, found.high))
+    return f"{value:+.1f} ({low:.1f} to {high:.1f})"

@@ -165,9 +165,13 @@ def _trained(job: Job, suite: Suite, backbone: Backbone) -> dict[str, Any]:
         for i, r in enumerate(suite.records)
     }
     with ExitStack() as stack:
-        for part in _parts(suite, job):
+        parts = _parts(suite, job)
+        overrides = dict(job.settings)
+        if len(parts) > 1:
+            overrides.pop("split_seed", None)  # the parts come with their groups
+        for part in parts:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="cell-", dir=job.work))
-            run = train(part, backbone, Path(folder) / "run", cache=job.cache, overrides=dict(job.settings))
+            run = train(part, backbone, Path(folder) / "run", cache=job.cache, overrides=overrides)
             runs.append(run)
             if job.what == "cell":
                 found = evaluate(

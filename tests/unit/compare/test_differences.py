@@ -192,8 +192,8 @@ def test_a_row_that_is_lacking_is_named_in_a_sentence():
     rows = Rows(parse_rows(["softcpt-rho", "coop-ca"]))
     shared, to_add = rows.to_add()
     assert sharing_lines(Analysis([], [], shared, None, [], to_add)) == [
-        "Not asked here: no row is like SoftCPT-rho (its head, optimizer, epochs and contexts) and trains "
-        "each task alone. Add the row coop-ca:optimizer=adam."
+        "Not asked here: no row is like SoftCPT-rho (its head, optimizer, epochs, steps a batch "
+        "and contexts) and trains each task alone. Add the row coop-ca:optimizer=adam."
     ]
     assert "takes a row that shares" in sharing_lines(Analysis([], [], None, None, []))[0]
     assert "no method of ours is like it" in sharing_lines(Analysis([], [], shared, None, []))[0]
@@ -244,3 +244,22 @@ def test_two_references_are_compared_once():
         (tuned[1], tuned[0]),
         (tuned[1], c),
     ]
+
+
+def test_a_suite_of_one_task_has_nothing_to_share():
+    lines = sharing_lines(Analysis([], [], None, None, [], None, ["leaf"]))
+    assert lines == ["Not asked here: a suite of one task has nothing to share."]
+    shared, alone = parse_rows(["coop-mt", "coop-ca"])
+    lines = sharing_lines(Analysis([], [], shared, alone, [difference(0.03, 0.005)], None, ["leaf"]))
+    assert "Left out, of one task, which has nothing to share with: leaf." in lines
+
+
+def test_several_steps_a_batch_are_not_like_one():
+    assert pair(["softcpt-nata:repeated_steps=3", "coop-ca"]) == (None, None)
+    assert None not in pair(["softcpt-nata:repeated_steps=3", "coop-ca:repeated_steps=3"])
+
+
+def test_nothing_is_less_than_nothing():
+    assert show_difference(difference(-1e-9, 1e-9, p=0.9)) == "+0.0 (0.0 to 0.0)"
+    said = sharing_sentence(difference(-1e-9, 1e-9, p=0.9))
+    assert "scores as much as CoOp-CA (95 % interval +0.0 to +0.0)" in said

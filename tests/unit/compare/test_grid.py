@@ -193,3 +193,10 @@ def test_quick_trainings_are_those_of_the_loop(grid):
     quick = grid(rows=rows, settings={}, trained={"epochs": "10"})
     epochs = [cell.settings.get("epochs") for cell in quick.cells()]
     assert epochs == ["10", None, None, "7"]
+
+
+def test_groups_of_tasks_would_see_other_images_by_the_published_draw(grid):
+    rows = [Row("softcpt-nata"), Row("softcpt-nata", together=1)]
+    grid(rows=rows).check()
+    with pytest.raises(ConfigError, match="draws other images where fewer tasks are trained together"):
+        grid(rows=rows, settings={"draw": "published"}).check()

@@ -15,13 +15,13 @@ from softcpt.compare import executor, work
 from softcpt.compare.differences import Analysis
 from softcpt.compare.executor import Failure, Processes
 from softcpt.compare.learning import rate_rows
-from softcpt.compare.report import command_lines, shown_rows
+from softcpt.compare.report import _lead, _slugs, command_lines, shown_rows
 from softcpt.compare.results import Score
 from softcpt.compare.rows import Row, parse_rows
 from softcpt.compare.run import Stopped
-from softcpt.compare.sentences import note_lines
+from softcpt.compare.sentences import note_lines, split_words
 from softcpt.compare.write import write_results
-from softcpt.core.errors import ConfigError, Fault, RunError
+from softcpt.core.errors import ConfigError, Fault, RunError, SoftCPTError, SuiteError
 from softcpt.engine.config import keys_of
 from softcpt.methods.registry import get_method, list_methods
 
@@ -408,3 +408,53 @@ def test_a_device_that_this_machine_lacks_is_refused_where_cells_run_here(run, t
     with pytest.raises(ConfigError, match="this machine has no 'cuda'"):
         run(tmp_path / "out", "coop-mt", device="cuda", **where)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_suite_without_test_images_is_refused_before_anything_is_trained(run, tmp_path, world):
+    records = tuple(replace(r, part=("train", "val")[i % 2]) for i, r in enumerate(world.loaded.records))
+    with pytest.raises(SuiteError, match="has no test images to compare on"):
+        run(tmp_path / "out", suites=[replace(world.loaded, records=records)])
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_stops_a_comparison_names_its_rows(run, tmp_path, world):
+    records = tuple(replace(r, part=("train", "test")[i % 2]) for i, r in enumerate(world.loaded.records))
+    with pytest.raises(SoftCPTError) as told:  # not what its folder holds
+        run(tmp_path / "out", "zero-shot,coop-mt", suites=[replace(world.loaded, records=records)])
+    for label in ("Zero-shot CLIP", "CoOp-MT"):
+        assert f"drawn, {label}, 1 shot, seed 1: " in str(told.value)
+
+
+def test_two_suites_have_files_of_their_own():
+    assert _slugs(["Leaf 1", "leaf-1", "LEAF 1", "?"]) == ["leaf-1", "leaf-1-1", "leaf-1-2", "suite-3"]
+
+
+def test_groups_of_tasks_have_the_split_of_the_whole_suite(run, tmp_path):
+    results = run(tmp_path / "out", rows=[Row("coop-mt"), Row("coop-mt", together=1)], seeds=(1, 2))
+    assert not [note for note, _ in results.cell_notes() if "split_seed" in note]
+    for seed in (1, 2):
+        name = results.suites[0].name
+        whole, apart = (results.cell(name, row, 1, seed)["tasks"] for row in results.rows)
+        assert [task["images"] for task in whole] == [task["images"] for task in apart]
+
+
+def test_who_decides_the_split_is_said(world):
+    given = replace(world.loaded, records=tuple(replace(r, part="test") for r in world.loaded.records))
+    for suites, resplit, said in (
+        ([world.loaded], True, "a new one each seed"),
+        ([world.loaded, given], False, "one for all seeds"),
+        ([given], True, "as given"),
+    ):
+        assert split_words(SimpleNamespace(suites=suites, about={"resplit": resplit})) == said
+
+
+def test_of_equal_rows_none_is_called_the_best():
+    rows = parse_rows(["coop-ca", "coop-mt", "zero-shot"])
+    results = SimpleNamespace(
+        rows=rows,
+        shots=(4,),
+        about={"quick": False},
+        mean_score=lambda row, shots: Score(0.2 if row == rows[2] else 0.5, 0.0, 1),
+    )
+    said = _lead(results, Analysis([], [], None, None, []))
+    assert said.startswith("CoOp-CA and 1 more score highest at 4 shots")
