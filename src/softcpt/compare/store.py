@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -92,6 +92,7 @@ def open_store(folder: Path) -> Iterator[Store]:
         if strange:
             named = ", ".join(strange[:3]) + (", ..." if len(strange) > 3 else "")
             raise _refusal(folder, f"holds files that are not a comparison's: {named}", "name a new folder")
+    is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / LOCK).open("a")
@@ -111,6 +112,10 @@ def open_store(folder: Path) -> Iterator[Store]:
             yield Store(folder)
         finally:
             shutil.rmtree(folder / WORK, ignore_errors=True)
+            if is_new and [entry.name for entry in folder.iterdir()] == [LOCK]:  # nothing was begun
+                with suppress(OSError):
+                    (folder / LOCK).unlink()
+                    folder.rmdir()
 
 
 def _lock(descriptor: int) -> bool:
