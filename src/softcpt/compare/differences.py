@@ -60,7 +60,8 @@ class Analysis:
         alone: the row it is compared with, or None where no row is like it.
         sharing: task by task, by suite and shots.
         to_add: where no row is like it, the row that would be, if any is.
-        single: suites of one task, which has nothing to share with.
+        single: suites of one task, which has nothing to share with; none where the question is not asked for
+            want of a row.
     """
 
     references: Sequence[Row]
@@ -100,7 +101,8 @@ def analyse(results: Results) -> Analysis:
     elif shared is not None and alone is not None:
         for shots in compared.levels:  # each a question of its own, asked of all tasks
             sharing += _corrected(compared.by_task(shared, alone, shots))
-    else:
+    else:  # not asked for want of a row, whichever suites have one task
+        single = []
         shared, to_add = rows.to_add()
     return Analysis(references, differences, shared, alone, sharing, to_add, single)
 

@@ -16,6 +16,7 @@ from softcpt.compare.rows import Row, row_words
 from softcpt.compare.sentences import (
     SHARING_SAID,
     interval_words,
+    left_out_lines,
     note_lines,
     sharing_sentence,
     sharing_summary,
@@ -236,6 +237,7 @@ def _sharing(results: Results, analysis: Analysis) -> Section:
         Text(
             [
                 *(sharing_summary(found) for found in of_level.values()),
+                *left_out_lines(analysis),
                 f"{SHARING_SAID} {interval_words(max(d.interval.n_seeds for d in analysis.sharing))}",
             ]
         ),

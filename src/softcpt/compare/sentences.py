@@ -105,6 +105,13 @@ def unasked(analysis: Analysis) -> str:
     )
 
 
+def left_out_lines(analysis: Analysis) -> list[str]:
+    """Which suites the question of sharing was not asked of; no line where none."""
+    if not analysis.single:
+        return []
+    return [f"Left out, of one task, which has nothing to share with: {', '.join(analysis.single)}."]
+
+
 def sharing_lines(analysis: Analysis) -> list[str]:
     """Summaries for all shots, then a sentence for each task: on the average, if there are several."""
     if analysis.shared is None or analysis.alone is None:
@@ -114,8 +121,7 @@ def sharing_lines(analysis: Analysis) -> list[str]:
     lines = [
         f"{analysis.shared.label} against {analysis.alone.label}, each task by its own metric. {SHARING_SAID}"
     ]
-    if analysis.single:
-        lines.append(f"Left out, of one task, which has nothing to share with: {', '.join(analysis.single)}.")
+    lines += left_out_lines(analysis)
     if analysis.sharing:
         lines.append(interval_words(max(d.interval.n_seeds for d in analysis.sharing)))
     lines += [sharing_summary(found) for found in of_level.values() if found]

@@ -12,16 +12,18 @@ import pytest
 
 import softcpt
 from softcpt.compare import executor, work
-from softcpt.compare.differences import Analysis
+from softcpt.compare.differences import Analysis, analyse
 from softcpt.compare.executor import Failure, Processes
 from softcpt.compare.learning import rate_rows
 from softcpt.compare.report import _lead, _slugs, command_lines, shown_rows
 from softcpt.compare.results import Score
 from softcpt.compare.rows import Row, parse_rows
 from softcpt.compare.run import Stopped
-from softcpt.compare.sentences import note_lines, split_words
+from softcpt.compare.sentences import left_out_lines, note_lines, sharing_lines, split_words
 from softcpt.compare.write import write_results
 from softcpt.core.errors import ConfigError, Fault, RunError, SoftCPTError, SuiteError
+from softcpt.data.drawn import draw_suite
+from softcpt.data.suite import load_suite
 from softcpt.engine.config import keys_of
 from softcpt.methods.registry import get_method, list_methods
 
@@ -458,3 +460,22 @@ def test_of_equal_rows_none_is_called_the_best():
     )
     said = _lead(results, Analysis([], [], None, None, []))
     assert said.startswith("CoOp-CA and 1 more score highest at 4 shots")
+
+
+def test_a_suite_of_one_task_is_left_out_of_the_question_of_sharing(world, run, tmp_path):
+    whole = world.loaded
+    folder = draw_suite(tmp_path / "suite", tasks=["shape"], images_per_class=10, size_px=32)
+    said = (folder / "suite.yaml").read_text(encoding="utf-8")
+    (folder / "suite.yaml").write_text(said.replace("drawn", "one"), encoding="utf-8")
+    one = load_suite(folder)
+    found = write_results(tmp_path, run(tmp_path / "out", "coop-mt,coop-ca", suites=[whole, one]))
+    assert {d.suite for d in found.sharing} == {whole.name}
+    said = "Left out, of one task, which has nothing to share with: one."
+    assert left_out_lines(found) == [said]
+    assert said in sharing_lines(found)
+    page = re.sub(r"<[^>]+>", "", (tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert said in page
+    # for want of a row, and not for want of tasks
+    found = analyse(run(tmp_path / "without", "zero-shot,coop-ca", suites=[whole, one]))
+    assert not found.single
+    assert sharing_lines(found)[0].startswith("Not asked here: it takes a row that shares")
