@@ -19,7 +19,8 @@ CHOSEN_SAID = (
 )
 RATES_SAID = (
     "Effective rate: what a step multiplies a task's gradient with before it moves that task's own context, "
-    "at the start; median over tasks and runs. At one rate, methods may take steps of quite different size."
+    "at the start; median over tasks and runs. At one rate, methods may take steps of quite different size. "
+    "AdamW's steps have none: they do not grow with the gradient."
 )
 _EVIDENCE = ("accuracy", "trainings", "fits")
 """How keys end that a head notes beside what it chose."""
@@ -124,7 +125,7 @@ def rate_rows(results: Results) -> list[tuple[str, ...]]:
     for row in results.rows:
         cells = [_rate(results, row, shots) for shots in results.shots]
         if any(cells):
-            found.append((row.label, *cells))
+            found.append((row.label, *(cell or "none" for cell in cells)))
     return found
 
 

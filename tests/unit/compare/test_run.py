@@ -283,6 +283,19 @@ def test_the_effective_rate_of_each_row_is_told(run, tmp_path):
     assert float(nata[1]) != 0.002
 
 
+def test_no_effective_rate_is_told_of_adamw(run, tmp_path):
+    results = run(tmp_path / "out", methods="coop-ca,coop-mt:optimizer=adam", shots=(1, 2), seeds=(1,))
+    assert rate_rows(results) == [("CoOp-CA", "0.002", "0.002")]
+    # chosen on val, a row may have stepped by AdamW at one number of shots alone
+    coop, adam = results.rows
+    mixed = {
+        place: results.found[(place[0], adam.label, *place[2:])] if place[2] == 2 else cell
+        for place, cell in results.found.items()
+        if place[1] == coop.label
+    }
+    assert rate_rows(replace(results, rows=[coop], found=mixed)) == [("CoOp-CA", "0.002", "none")]
+
+
 def test_notes_of_cells_are_told_once_with_how_many_they_hold_for(run, tmp_path):
     results = run(tmp_path / "out", methods="zero-shot,plot,coop-ca", shots=(1,), seeds=(1, 2))
     [(note, n)] = [(note, n) for note, n in results.cell_notes() if note.startswith("plot sees")]
