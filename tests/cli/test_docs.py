@@ -110,3 +110,44 @@ def test_tutorial_works_as_it_stands(softcpt, tmp_path, monkeypatch, world):
         assert ended.code == 0, f"{words}\n{ended.err}"
     [code] = blocks(page, "python")
     exec(compile(code.replace('"mini"', repr(plan.backbone)), str(page), "exec"), {})
+
+
+def _table(text, after):
+    """Rows of the first Markdown table after some words: {name: its cells, without marks}."""
+    lines = text[text.index(after) :].splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("|---"))
+    rows = {}
+    for line in lines[first + 1 :]:
+        if not line.startswith("|"):
+            break
+        cells = [re.sub(r"\*\*|</?u>", "", cell).strip() for cell in line.strip("|").split("|")]
+        rows[cells[0]] = cells[1:]
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "differences", "reference", "columns"),
+    [
+        ("### Mean of both", "### Differences to CoOp-CA\n", "CoOp-CA", {0: 0, 1: 1, 2: 2, 3: 3}),
+        ("### Mean of the four", "### Differences to CoOp-CA on", "CoOp-CA", {0: 0, 1: 1, 2: 2, 3: 3}),
+        ("### Six methods", "Differences to CoOp-CA in points", "CoOp-CA", {i: i for i in range(6)}),
+        ("### All 22 tasks", "### All 22 tasks", "SoftCPT-NATA", {3: 4}),
+        ("### All 22 tasks", "### All 22 tasks", "CoOp-CA", {3: 5}),
+        ("### Controls on", "### Controls on", "CoOp-CA, each task alone", {2: 3}),
+        ("### The paper's ablations", "### The paper's ablations", "SoftCPT-NATA", {2: 3}),
+    ],
+)
+def test_differences_of_the_results_are_those_of_their_tables(accuracy, differences, reference, columns):
+    page = (DOCS / "results.md").read_text()
+    scores, beside = _table(page, accuracy), _table(page, differences)
+    assert set(scores) - set(beside) <= {reference, "CoCoOp"}
+    compared = 0
+    for row, cells in beside.items():
+        for of_score, of_difference in columns.items():
+            if row != reference and scores[row][of_score][0].isdigit() and cells[of_difference]:
+                wanted = float(scores[row][of_score].split()[0]) - float(
+                    scores[reference][of_score].split()[0]
+                )
+                assert float(cells[of_difference].split()[0]) == pytest.approx(wanted, abs=0.16), row
+                compared += 1
+    assert compared >= len(scores) - 1
