@@ -19,9 +19,13 @@ from softcpt.data.suite import load_suite
 def join(suites: list[Suite], folder: Path) -> None:
     """Copy the images and write ``suite.yaml``, in the subset of YAML that is JSON."""
     tasks = []
+    if len({suite.name for suite in suites}) < len(suites):
+        raise SystemExit(f"suites need names of their own: {', '.join(suite.name for suite in suites)}")
     for suite in suites:
         if any(record.part or record.group for record in suite.records):
             raise SystemExit(f"{suite.name} gives parts or groups of its own, which would be lost")
+    folder.mkdir(parents=True)
+    for suite in suites:
         for t, task in enumerate(suite.tasks):
             name = f"{suite.name}_{task.name}"
             folders = {f"{label:03d}": class_name for label, class_name in enumerate(task.classes)}
@@ -45,7 +49,6 @@ def main() -> None:
     parser.add_argument("suites", nargs="+", metavar="SUITE")
     parser.add_argument("--output", type=Path, required=True, help="folder that is not there yet")
     asked = parser.parse_args()
-    asked.output.mkdir(parents=True)
     join([load_suite(source) for source in asked.suites], asked.output)
 
 

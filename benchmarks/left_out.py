@@ -152,17 +152,17 @@ def main() -> None:
     parser.add_argument("--backbone", required=True)
     parser.add_argument("--methods", required=True, help="rows as softcpt compare takes them")
     parser.add_argument("--shots", default="4")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--seeds", default="1,2,3")
     parser.add_argument("--folds", type=int, default=4)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--cache", help="folder of image features")
-    asked = parser.parse_args()
+    asked = parser.parse_intermixed_args()
     torch.set_num_threads(1)
     suite, backbone = load_suite(asked.suite), softcpt.load_backbone(asked.backbone)
     rows = parse_rows(asked.methods.split(","))
     asked.output.mkdir(parents=True, exist_ok=True)
     found = {}
-    for seed in asked.seeds:
+    for seed in map(int, asked.seeds.split(",")):
         for fold in range(asked.folds):
             for row in rows:
                 settings = overrides_for(row, parse_pairs(asked.settings))
