@@ -3,6 +3,10 @@
 import json
 import re
 import socket
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -13,9 +17,11 @@ from softcpt.compare.rows import Row
 from softcpt.compare.run import Request
 from softcpt.compare.tables import row_words
 from softcpt.core.errors import ConfigError, Fault, RunError
+from softcpt.data.drawn import draw_suite
 from softcpt.engine.config import keys_of, resolve
 from softcpt.methods.registry import get_method, list_methods
 
+ROOT = Path(__file__).parents[2]
 FAST = ("epochs=1", "views=1", "--jobs", "1")
 
 
@@ -345,3 +351,42 @@ def test_two_rows_of_one_label_are_refused():
 
 def test_no_methods_is_not_the_usual_ones(compare, tmp_path):
     assert compare(tmp_path / "out", "--methods", "").code == 2
+
+
+def test_the_script_of_the_page_runs_and_without_its_guard_says_what_is_missing(world, tmp_path):
+    page = (ROOT / "docs" / "how-to" / "compare.md").read_text()
+    code = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)[-1]
+    for old, new in {
+        '"ViT-B-16/openai"': repr(str(world.backbone)),
+        '"my_suite"': repr(str(world.suite)),
+        "shots=[1, 4], seeds=[1, 2, 3]": "[1], [1], {'epochs': '1', 'views': '1'}, jobs=2, cache='cache'",
+    }.items():
+        assert old in code
+        code = code.replace(old, new)
+    before, _, guarded = re.split(r"(^if __name__.*\n)", code, flags=re.MULTILINE)
+    bare = before + textwrap.dedent(guarded)
+    ended = []
+    for name, text in (("bare.py", bare), ("guarded.py", code)):
+        (tmp_path / name).write_text(text)
+        run = subprocess.run(
+            [sys.executable, name], cwd=tmp_path, capture_output=True, text=True, timeout=300
+        )
+        ended.append((run.returncode, run.stderr))
+    assert ended[0][0] != 0
+    assert 'if __name__ == "__main__":' in ended[0][1]
+    assert ended[0][1].count("Traceback") == 1  # the caller's; none of the processes'
+    assert ended[1][0] == 0, ended[1][1]
+    assert (tmp_path / "study" / "results.json").exists()
+
+
+@pytest.mark.parametrize("n_images", [6, 8])
+def test_suites_with_a_handful_of_test_images_get_a_table_too(compare, tmp_path, n_images):
+    suite = draw_suite(tmp_path / "few", tasks=["shape", "colour"], images_per_class=n_images, size_px=32)
+    ended = compare(
+        tmp_path / "out", "--methods", "coop-ca,softcpt-nata", "--shots", "1", "--seeds", "1,2,3",
+        suites=[suite],
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    for told in (*found["differences"], *found["sharing"]):
+        assert told["low"] < told["high"]

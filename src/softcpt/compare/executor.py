@@ -14,15 +14,31 @@ import traceback
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import connection, current_process, get_context, parent_process
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
 from softcpt.compare.work import Job, do
-from softcpt.core.errors import Fault, SoftCPTError
+from softcpt.core.errors import ConfigError, Fault, SoftCPTError
 
 ATTEMPTS = 3
 """Processes that may die over one job before it is given up."""
+
+ENDING_S = 10.0
+"""Seconds that a process which closed its pipe has to end."""
+
+UNGUARDED = 78
+"""Exit status of a process that was to begin a comparison while it was made to run one's cells."""
+
+
+def leave_if_imported() -> None:
+    """End a process that imports the script which started it, and which would compare once more.
+
+    Raises:
+        SystemExit: the process that started it says what is wrong.
+    """
+    if getattr(current_process(), "_inheriting", False):  # what multiprocessing itself asks
+        raise SystemExit(UNGUARDED)
 
 
 @dataclass(frozen=True)
@@ -102,7 +118,7 @@ class Processes:
                 try:
                     outcome: Outcome = worker.pipe.recv()
                 except (EOFError, OSError):
-                    self._drop(worker)
+                    self._bury(worker)
                     deaths[job.key] += 1
                     if deaths[job.key] < ATTEMPTS:
                         waiting.append(job)
@@ -130,9 +146,22 @@ class Processes:
                 idle.pipe.send(job)
             except OSError:  # it died while it was idle
                 waiting.appendleft(job)
-                self._drop(idle)
+                self._bury(idle)
                 continue
             idle.job = job
+
+    def _bury(self, worker: _Worker) -> None:
+        """Drop a process that ended by itself.
+
+        Raises:
+            ConfigError: the script that started this comparison has no guard.
+        """
+        worker.process.join(ENDING_S)
+        self._drop(worker)
+        if worker.process.exitcode == UNGUARDED:
+            what = "it compares as soon as it is imported, and the processes that run cells import it"
+            fault = Fault("the script", what, 'put the call under `if __name__ == "__main__":`')
+            raise ConfigError(fault, about="the comparison") from None
 
     def _drop(self, worker: _Worker) -> None:
         self._workers.remove(worker)

@@ -15,7 +15,7 @@ import torch
 
 from softcpt.clip.backbone import Backbone, load_backbone
 from softcpt.compare.estimate import Estimate, kind_of, seconds_of, to_measure
-from softcpt.compare.executor import Executor, Failure, InProcess, Outcome, Processes
+from softcpt.compare.executor import Executor, Failure, InProcess, Outcome, Processes, leave_if_imported
 from softcpt.compare.features import missing_views, portions, wanted_views
 from softcpt.compare.grid import Cell, Grid, Place
 from softcpt.compare.identity import suite_digest
@@ -152,6 +152,7 @@ def compare(
         SoftCPTError: what is wrong with suites, options or backbone, before anything is trained.
         KeyboardInterrupt: after all processes have ended.
     """
+    leave_if_imported()
     collector = Collector()
     collector.keep(request.check)
     places = [

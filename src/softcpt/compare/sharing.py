@@ -42,6 +42,9 @@ SHARED = ("softcpt-nata", "softcpt-nats", "softcpt-cata", "coop-mt")
 ALONE = ("coop-ca", "coop-ca-joint", "softcpt-nata-separate")
 """Of rows that are equally alike, the first of these is taken."""
 
+STEPS = "joint_steps"
+"""What gives a row that trains tasks alone as many steps as the one that shares has."""
+
 _PROMPTS = ("coop-ca", "coop-cs")
 """Methods that a row to add may be of."""
 _ABSENT = {"head": "none", "text_pull": 0.0, "logit_pull": 0.0}
@@ -152,11 +155,13 @@ class Rows:
                 found[key] = tuple(dict.fromkeys(point.get(key, "") for point in points))
         return found
 
-    def _away(self, row: Row, shared: Row) -> tuple[int, int]:
-        """How many settings differ, and the place among equals."""
+    def _away(self, row: Row, shared: Row) -> tuple[int, bool, int]:
+        """How many settings differ, whether the number of steps does, and the place among equals."""
         mine, others = _flat(self.settings(row)), _flat(self.settings(shared))
-        differing = sum(key not in mine or mine[key] != value for key, value in others.items())
-        return differing, _place(row, ALONE)
+        differing = sum(
+            key not in mine or mine[key] != value for key, value in others.items() if key != STEPS
+        )
+        return differing, mine.get(STEPS) is not True, _place(row, ALONE)
 
 
 def _flat(settings: Settings) -> dict[str, Any]:

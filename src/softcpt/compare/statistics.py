@@ -13,10 +13,10 @@ other ones, so that an image is met under several seeds. Three parts of the unce
 Fewer than five seeds say too little about seeds: V is then V_images, and the interval is over test images.
 
 Images drawn again cannot show what none of them shows: three that all flip would be a sure gain. Therefore
-V_images is no less than what one image more for each task, on which the rows are alike, would change; and p
-no less than a sign test can reach on the images that the rows answer otherwise (mid-p, 2^-n; Fagerland,
-Lydersen and Laake 2013), with an interval to match where that is no evidence at all. With dozens of images
-neither changes anything.
+V_images is no less than what one image more for each task would change: one on which the rows are alike, or,
+where they are alike on all, one on which they are not. And p is no less than a sign test can reach on the
+images that the rows answer otherwise (mid-p, 2^-n; Fagerland, Lydersen and Laake 2013), with an interval to
+match where that is no evidence at all. With dozens of images neither changes anything.
 
 Letters: R seeds, T tasks, Q columns (row and shots of a table), U images, N draws.
 """
@@ -145,11 +145,22 @@ class SuiteTests:
         of_seed = np.nanmean(values[seeds], axis=1)
         n_told, one_more = self._told(seeds, chosen, columns, factor)
 
+        there = ~np.isnan(values[seeds])  # [R, T]
+
         def drawn_variance(draws: Float[ndarray, "R T N Q"]) -> float:
             # Taken out at once: the whole array is large, and there are hundreds of contrasts.
             drawn = draws[np.ix_(seeds, list(chosen), range(draws.shape[2]), columns)] @ factor  # [R, T, N]
-            with_tasks = drawn[:, ~np.isnan(drawn).all(axis=(0, 2))]
-            return float(np.nanmean(with_tasks, axis=1).mean(axis=0).var(ddof=1))
+            missing = np.isnan(drawn) & there[:, :, None]
+            if missing.any():
+                # None of a seed's few images of a task was drawn: other seeds speak for it, as all of an
+                # image's seeds do for what it is. Left out, the draw would compare other tasks than the rest.
+                n_drawn = (~np.isnan(drawn)).sum(axis=0)
+                of_task = np.nansum(drawn, axis=0) / np.where(n_drawn > 0, n_drawn, np.nan)  # [T, N]
+                drawn = np.where(missing, of_task, drawn)
+            means = np.where(there[:, :, None], drawn, 0.0).sum(axis=1) / there.sum(axis=1)[:, None]
+            of_draw = means.mean(axis=0)
+            of_draw = of_draw[~np.isnan(of_draw)]  # no seed has an image of some task: no draw at all
+            return float(of_draw.var(ddof=1)) if len(of_draw) > 1 else 0.0
 
         images = max(drawn_variance(self._shared), one_more)
         n = len(seeds)
@@ -173,14 +184,17 @@ class SuiteTests:
         changes = []
         for t in chosen:
             met: set[int] = set()
+            told: set[int] = set()
             for r in seeds:
                 tests = self._ordered[r][t]
                 met.update(tests.images.tolist())
                 differs = np.abs(np.nan_to_num(tests.right[:, columns]) @ factor) > _NOTHING
-                otherwise.update(tests.images[differs].tolist())
+                told.update(tests.images[differs].tolist())
+            otherwise |= told
             if met:
                 scores = self.scores[list(seeds), t][:, columns] @ factor
-                value = float(np.nan_to_num(scores).mean())
+                # What an image that is alike would take from the difference; where all are, one that is not.
+                value = float(np.nan_to_num(scores).mean()) if told else 1.0
                 changes.append((value / (len(met) + 1)) ** 2)
         return len(otherwise), sum(changes) / len(changes) ** 2
 

@@ -250,8 +250,12 @@ def _build(problem: Problem, config: DualConfig, streams: Streams) -> TaskPrompt
 class RhoConfig(DualConfig):
     """Options of the dual form as we chose it: independent tasks that take each other's steps in part."""
 
-    kernel: Literal["rho"] = Field("rho", description="a fifth of every step is every task's")
-    share: float = Field(0.2, ge=0, le=1, description="part of a step that all tasks take (rho)")
+    kernel: Literal["rho"] = Field(
+        "rho", description="a task's step moves every other context too, by a share"
+    )
+    share: float = Field(
+        0.2, ge=0, le=1, description="how far a task's step moves the others' contexts, beside its own (rho)"
+    )
 
 
 class PlusConfig(RhoConfig):
@@ -279,7 +283,7 @@ _SHARES = {"share": ("0.5", "0.2", "0"), "lr": ("0.001", "0.002", "0.004")}
 RHO = Method(
     key="softcpt-rho",
     label="SoftCPT-rho",
-    summary="our choice, prompts alone: a context per task, a fifth of each step shared, AdamW",
+    summary="our choice, prompts alone: a context per task, moved a fifth as far by the others' steps, AdamW",
     config=RhoConfig,
     build=with_head(_build),
     shares=True,

@@ -76,6 +76,16 @@ def test_sharing_is_asked_of_rows_tuned_alike():
     assert Rows([replace(shared, together=2), alone]).pair() == (None, None)
 
 
+def test_of_rows_alike_the_one_with_as_many_steps_is_taken():
+    assert words_of(*pair(["softcpt-nata", "coop-ca", "coop-ca:joint_steps=true"])) == (
+        "softcpt-nata",
+        "coop-ca:joint_steps=true",
+    )
+    # but not before one that has more settings the same
+    own = ["softcpt-rho", "softcpt-rho:share=0", "coop-ca:optimizer=adam:joint_steps=true"]
+    assert words_of(*pair(own)) == ("softcpt-rho", "softcpt-rho:share=0")
+
+
 @pytest.mark.parametrize("method", [method.key for method in list_methods()])
 def test_methods_that_learn_a_task_from_the_others_images_share(method):
     share = {"coop-mt", "mvlpt", *(key for key in (m.key for m in list_methods()) if "softcpt" in key)}

@@ -88,7 +88,41 @@ def test_swapping_two_rows_flips_the_sign():
 def test_equal_rows_differ_by_nothing():
     right = np.repeat((rng().random((30, 1)) < 0.5).astype(float), 2, axis=1)
     found = SuiteTests({s: [images_of(right)] for s in range(6)}, again()).contrast({0: 1, 1: -1})
-    assert (found.value, found.low, found.high, found.p) == (0, 0, 0, 1)
+    assert (found.value, found.p) == (0, 1)
+    # thirty alike leave open what one in thirty would be
+    assert found.high == -found.low == pytest.approx(1.96 / 31, rel=1e-3)
+
+
+@pytest.mark.parametrize("metric", ["overall_acc", "mean_acc"])
+@pytest.mark.parametrize("n_seeds", [3, 10])
+def test_few_test_images_for_each_seed_leave_no_hole(n_seeds, metric):
+    """A draw may hold none of a seed's two images; its tasks and seeds stay those of the estimate."""
+    data = rng()
+
+    def tests(n_tasks):
+        found = {}
+        for s in range(n_seeds):
+            own = [data.choice(6, size=2, replace=False) + 6 * t for t in range(n_tasks)]
+            found[s] = [images_of((data.random((2, 2)) < 0.5).astype(float), i, [0, 1], metric) for i in own]
+        return SuiteTests(found, again())
+
+    for suite in (tests(1), tests(4)):
+        assert np.isnan(suite._shared).any()
+        found = suite.contrast({0: 1, 1: -1})
+        assert np.isfinite([found.low, found.high, found.p, found.df or 1.0]).all() or found.df == math.inf
+        assert found.low < found.value < found.high
+
+
+def test_a_seed_without_drawn_images_moves_no_other_task():
+    """Tasks whose differences are 1 and -1 in every image: no draw may say anything but their mean."""
+    tasks = {
+        s: [images_of([[1, 0]] * 2, [s, s + 1]), images_of([[0, 1]] * 2, [s + 9, s + 10])] for s in range(4)
+    }
+    suite = SuiteTests(tasks, again())
+    assert np.isnan(suite._shared).any()
+    found = suite.contrast({0: 1, 1: -1})
+    assert found.value == 0
+    assert found.variance == pytest.approx(2 / (5 + 1) ** 2 / 4)  # one image more a task, and nothing else
 
 
 @pytest.mark.parametrize("n_seeds", [1, 6])
