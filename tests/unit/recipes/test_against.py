@@ -25,4 +25,6 @@ def test_differences_are_those_of_the_scores_with_an_interval_around_them(tmp_pa
         assert low < gain < high
     assert found["mean"] == found[suite.name]  # of one suite
     same = differences(new, new, [suite], part="test", seeds=seeds, shots=4)
-    assert same["mean"]["zero-shot"][2:] == [0.0, 0.0, 0.0]
+    gain, low, high = same["mean"]["zero-shot"][2:]
+    assert (gain, high) == (0.0, -low)
+    assert 0.0 < high < 100.0  # alike on these images is no sure tie on others
