@@ -8,6 +8,7 @@ from typing import get_args
 
 import numpy as np
 
+from softcpt.compare.grid import ALL_SUITES
 from softcpt.compare.results import Results
 from softcpt.compare.rows import Row, Tuning
 from softcpt.compare.sharing import Rows
@@ -18,7 +19,6 @@ from softcpt.core.seeds import stream
 CHANCE = 0.05
 REFERENCES = ("coop-ca", "coop-ca-joint", "zero-shot")
 """The first of these that is there is what the others are compared with."""
-ALL_SUITES = "all suites"
 
 
 @dataclass(frozen=True)

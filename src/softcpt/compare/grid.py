@@ -27,6 +27,9 @@ OPTIONS = {
 SPLITS = ("split", "split_seed")
 """Keys that decide which images are for training: the same for all rows."""
 
+ALL_SUITES = "all suites"
+"""What tables call the mean over suites."""
+
 
 @dataclass(frozen=True)
 class Place:
@@ -156,6 +159,14 @@ class Grid:
         faults += [
             Fault(name, "two suites have this name", "rename one in its suite.yaml")
             for name in sorted({name for name in names if names.count(name) > 1})
+        ]
+        if len(names) > 1 and ALL_SUITES in names:
+            faults.append(Fault(ALL_SUITES, "is what tables call the mean", "rename it in its suite.yaml"))
+        faults += [
+            Fault(f"{row.label}, {key}", "learns of no images: val has nothing to choose", "name one value")
+            for row in self.rows
+            if not uses_shots(get_method(row.method))
+            for key in dict(row.tries)
         ]
         if faults:
             collector.errors.append(ConfigError(faults, about="the options"))

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from softcpt.compare.differences import ALL_SUITES, Analysis, Difference
+from softcpt.compare.differences import Analysis, Difference
+from softcpt.compare.grid import ALL_SUITES
 from softcpt.compare.learning import CHOSEN_SAID, RATES_SAID, chosen_rows, itself_sentence, rate_rows
 from softcpt.compare.published import beside, meaning, published_suite
 from softcpt.compare.results import EQUAL, Results, Score
@@ -33,6 +34,7 @@ from softcpt.compare.tables import (
     differences_title,
     harm_cells,
     harm_rows,
+    show_part,
     show_plain_difference,
     show_score,
 )
@@ -136,7 +138,10 @@ def shown_rows(results: Results, analysis: Analysis) -> list[Row]:
 def _lead(results: Results, analysis: Analysis) -> str:
     level = None if len(results.shots) > 1 else results.shots[0]
     scores = [(row, results.mean_score(row, level)) for row in results.rows]
-    there = [(row, score) for row, score in scores if score is not None]
+    # Other seeds are other images: what lacks some is above nothing.
+    there = [
+        (row, score) for row, score in scores if score is not None and score.n_seeds == len(results.seeds)
+    ]
     if not there:
         return "Not all cells are there yet."
     row, score = max(there, key=lambda pair: pair[1].mean)
@@ -262,11 +267,11 @@ def _scores_table(results: Results, name: str | None) -> Table:
         for row in results.rows
         for level in levels
     }
-    rows, best = [], -1.0
+    rows, best, n_seeds = [], -1.0, len(results.seeds)
     strong: list[int] = []
     for i, row in enumerate(results.rows):
         last = found[row.label, levels[-1]]
-        if last is not None and last.mean >= best:
+        if last is not None and last.n_seeds == n_seeds and last.mean >= best:
             strong = [i] if last.mean > best else [*strong, i]
             best = last.mean
         sizes = []
@@ -276,7 +281,7 @@ def _scores_table(results: Results, name: str | None) -> Table:
                 f"{count:,}" if count else NONE,
                 f"{seconds:.1f}" if seconds is not None and results.learns(row) else NONE,
             ]
-        rows.append((row.label, *sizes, *(show_score(found[row.label, level]) for level in levels)))
+        rows.append((row.label, *sizes, *(show_part(found[row.label, level], n_seeds) for level in levels)))
     heads = [shots_words(level) if level is not None else "Average" for level in levels]
     return Table(
         caption="Accuracy in percent on test images, "

@@ -108,11 +108,14 @@ def open_store(folder: Path) -> Iterator[Store]:
                 part.unlink(missing_ok=True)
         shutil.rmtree(folder / WORK, ignore_errors=True)
         (folder / WORK).mkdir()
+        ended = False
         try:
             yield Store(folder)
+            ended = True  # even if all cells failed, the tables that say so come here
         finally:
             shutil.rmtree(folder / WORK, ignore_errors=True)
-            if is_new and [entry.name for entry in folder.iterdir()] == [LOCK]:  # nothing was begun
+            nothing = [entry.name for entry in folder.iterdir()] == [LOCK]
+            if is_new and nothing and not ended:  # stopped before anything was begun
                 with suppress(OSError):
                     (folder / LOCK).unlink()
                     folder.rmdir()

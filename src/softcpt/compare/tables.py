@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from softcpt.compare.differences import ALL_SUITES, Analysis, Difference
+from softcpt.compare.differences import Analysis, Difference
+from softcpt.compare.grid import ALL_SUITES
 from softcpt.compare.learning import CHOSEN_SAID, RATES_SAID, chosen_rows, itself_sentence, rate_rows
 from softcpt.compare.results import Results, Score
 from softcpt.compare.rows import Row, row_words
@@ -114,19 +115,21 @@ def main_table(results: Results, suite: str | None) -> list[str]:
         table_line(["Method", *sizes, *heads]),
         "|" + "|".join(["---", *["---:"] * (len(sizes) + len(heads))]) + "|",
     ]
-    marks = {level: _marks([scores[row.label, level] for row in results.rows]) for level in shown}
+    n_seeds = len(results.seeds)
+    marks = {level: _marks([scores[row.label, level] for row in results.rows], n_seeds) for level in shown}
     for i, row in enumerate(results.rows):
-        cells = [_cell(scores[row.label, level], marks[level][i]) for level in shown]
+        cells = [_cell(scores[row.label, level], marks[level][i], n_seeds) for level in shown]
         own = [_count(results, suite, row), _seconds(results, suite, row)] if suite is not None else []
         lines.append(table_line([row.label, *own, *cells]))
     return lines
 
 
-def _marks(scores: Sequence[Score | None]) -> list[str]:
-    """``best``, ``second`` or nothing; equal ones share a place."""
-    ranked = sorted({round(score.mean, 9) for score in scores if score is not None}, reverse=True)
+def _marks(scores: Sequence[Score | None], n_seeds: int) -> list[str]:
+    """``best``, ``second`` or nothing; equal ones share a place, and what lacks seeds has none."""
+    whole = [None if score is None or score.n_seeds < n_seeds else round(score.mean, 9) for score in scores]
+    ranked = sorted({mean for mean in whole if mean is not None}, reverse=True)
     names = dict(zip(ranked, ("best", "second"), strict=False))
-    return ["" if score is None else names.get(round(score.mean, 9), "") for score in scores]
+    return ["" if mean is None else names.get(mean, "") for mean in whole]
 
 
 def show_score(score: Score | None, digits: int = 1) -> str:
@@ -137,8 +140,15 @@ def show_score(score: Score | None, digits: int = 1) -> str:
     return mean if score.n_seeds < 2 else f"{mean} ± {100 * score.deviation:.{digits}f}"
 
 
-def _cell(score: Score | None, mark: str) -> str:
-    text = show_score(score)
+def show_part(score: Score | None, n_seeds: int) -> str:
+    """A score, and of how many seeds if not of all: ``51.8 ± 0.9 (2 of 3 seeds)``."""
+    if score is None or score.n_seeds == n_seeds:
+        return show_score(score)
+    return f"{show_score(score)} ({score.n_seeds} of {n_seeds} seeds)"
+
+
+def _cell(score: Score | None, mark: str, n_seeds: int) -> str:
+    text = show_part(score, n_seeds)
     return {"best": f"**{text}**", "second": f"<u>{text}</u>"}.get(mark, text)
 
 

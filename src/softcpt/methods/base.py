@@ -75,7 +75,7 @@ class Pictures:
 class MethodConfig(BaseModel):
     """Values a method can be given; unknown ones are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     def is_shared(self) -> bool:
         """Whether a method that shares (``Method.shares``) still does so with these values."""

@@ -10,7 +10,7 @@ from softcpt.compare.rows import parse_rows, row_words
 from softcpt.compare.sentences import sharing_lines, sharing_sentence, sharing_summary, verdict
 from softcpt.compare.sharing import Rows
 from softcpt.compare.statistics import interval
-from softcpt.compare.tables import _marks, show_difference, show_score, table_line
+from softcpt.compare.tables import _marks, show_difference, show_part, show_score, table_line
 from softcpt.methods.registry import list_methods
 
 
@@ -223,8 +223,15 @@ def test_a_bar_in_a_name_is_no_edge_of_a_table():
 
 
 def test_best_and_second_are_marked_and_equals_share_a_place():
-    scores = [Score(0.5, 0, 1), None, Score(0.7, 0, 1), Score(0.7, 0.1, 2), Score(0.6, 0, 1)]
-    assert _marks(scores) == ["", "", "best", "best", "second"]
+    scores = [Score(0.5, 0, 2), None, Score(0.7, 0, 2), Score(0.7, 0.1, 2), Score(0.6, 0, 2)]
+    assert _marks(scores, 2) == ["", "", "best", "best", "second"]
+
+
+def test_what_lacks_seeds_is_said_to_and_has_no_place():
+    scores = [Score(0.9, 0, 2), Score(0.5, 0, 3), Score(0.4, 0, 3)]
+    assert _marks(scores, 3) == ["", "best", "second"]
+    assert show_part(scores[0], 3) == "90.0 ± 0.0 (2 of 3 seeds)"
+    assert show_part(scores[1], 3) == "50.0 ± 0.0"
 
 
 def test_scores_and_differences_are_shown_in_percent_and_points():

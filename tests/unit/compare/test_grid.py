@@ -200,3 +200,29 @@ def test_groups_of_tasks_would_see_other_images_by_the_published_draw(grid):
     grid(rows=rows).check()
     with pytest.raises(ConfigError, match="draws other images where fewer tasks are trained together"):
         grid(rows=rows, settings={"draw": "published"}).check()
+
+
+def test_a_suite_is_not_called_as_the_mean_is(grid):
+    place = grid().places[0]
+    called = replace(place, suite=replace(place.suite, name="all suites"))
+    with pytest.raises(ConfigError, match="is what tables call the mean"):
+        grid(places=[place, called]).check()
+    grid(places=[called]).check()
+
+
+def test_val_chooses_nothing_for_what_learns_of_no_images(grid):
+    rows = parse_rows(["zero-shot-ensemble:templates=selected/imagenet", "coop-ca:lr=0.002/0.02"])
+    with pytest.raises(ConfigError) as caught:
+        grid(rows=rows).check()
+    assert [fault.where for fault in caught.value.faults] == [
+        "Zero-shot CLIP (ensemble), templates=selected/imagenet, templates"
+    ]
+
+
+@pytest.mark.parametrize(
+    "pair", [("lr", "inf"), ("weight_decay", "inf"), ("warmup_lr", "inf"), ("momentum", "nan")]
+)
+def test_rates_are_finite(grid, pair):
+    with pytest.raises(ConfigError) as caught:
+        grid(rows=[Row("coop-ca", (pair,))]).check()
+    assert [fault.where for fault in caught.value.faults] == [pair[0]]

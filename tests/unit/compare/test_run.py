@@ -159,6 +159,18 @@ def test_a_failing_cell_does_not_stop_the_others(run, tmp_path, monkeypatch):
     assert not run(tmp_path, "zero-shot,coop-mt", seeds=(1,)).failed
 
 
+def test_where_all_cells_fail_the_tables_say_so(run, tmp_path, monkeypatch):
+    def do(job):
+        if job.what == "cell":
+            raise RunError(Fault("all tasks, epoch 1", "the loss is nan"), about="the training")
+        return work.do(job)
+
+    monkeypatch.setattr(executor, "do", do)
+    output = tmp_path / "new"
+    write_results(output, run(output, "coop-mt", seeds=(1,)))
+    assert "the loss is nan" in (output / "table.md").read_text()
+
+
 def test_all_faults_are_told_before_anything_is_trained(run, tmp_path):
     with pytest.raises(ConfigError) as caught:
         run(tmp_path / "out", shots=(0,), seeds=(1, 1), settings={"epoch": "3"}, threads=0)
