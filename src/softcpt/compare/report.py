@@ -208,6 +208,8 @@ def command_lines(results: Results) -> list[str]:
         *(["--tune"] if about["tuned"] else []),
         *([] if about["resplit"] else ["--no-resplit"]),
         *(["--quick"] if about["quick"] else []),
+        *(["--skip-bad-images"] if about["skip_bad_images"] else []),
+        *(["--device", str(about["device"])] if about["device"] != "cpu" else []),
         *(["--threads", str(about["threads"])] if about["threads"] != 1 else []),
         *(f"{key}={value}" for key, value in results.settings.items()),
     ]

@@ -227,6 +227,7 @@ def gather(
         "quick": request.quick,
         "trained": {k: v for k, v in grid.trained.items() if k not in grid.settings},
         "preset": request.preset,
+        "skip_bad_images": request.skip_bad_images,
         "torch": sorted({str(torch) for torch, _ in computed_by}),
     }
     return Results(

@@ -103,10 +103,10 @@ def _parse_row(word: str) -> Row:
 
 
 def row_words(row: Row) -> str:
-    """A row as a command line would name it."""
+    """A row as a command line would name it; which tasks are trained together only a preset says."""
     words = [row.method, *(f"{key}={value}" for key, value in row.settings)]
     words += [f"{key}={ALTERNATIVES.join(values)}" for key, values in row.tries]
-    return ":".join([*words, *([f"together={row.together}"] if row.together is not None else [])])
+    return ":".join(words)
 
 
 def find_rows(text: str, rows: Sequence[Row]) -> list[Row]:

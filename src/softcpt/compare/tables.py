@@ -80,7 +80,9 @@ def _head(results: Results) -> list[str]:
     if not results.about["tuned"]:
         said.append("No rate was tuned: settings are the methods' defaults, or as named.")
     said += [
-        f"{row.label}: `{row_words(row)}`." for row in results.rows if row.name and row.tuning == "published"
+        f"{row.label}: `{row_words(row)}`" + ("." if row.together is None else ", of the preset alone.")
+        for row in results.rows
+        if row.name and row.tuning == "published"
     ]
     if results.about["quick"]:
         said.append("**A quick look, with short trainings: not for conclusions.**")

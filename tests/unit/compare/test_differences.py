@@ -6,7 +6,7 @@ import pytest
 
 from softcpt.compare.differences import Analysis, Difference, _pairs, reference_of, reference_row
 from softcpt.compare.results import Score
-from softcpt.compare.rows import parse_rows, row_words
+from softcpt.compare.rows import Row, parse_rows, row_words
 from softcpt.compare.sentences import sharing_lines, sharing_sentence, sharing_summary, verdict
 from softcpt.compare.sharing import Rows
 from softcpt.compare.statistics import interval
@@ -225,6 +225,12 @@ def test_a_bar_in_a_name_is_no_edge_of_a_table():
 def test_best_and_second_are_marked_and_equals_share_a_place():
     scores = [Score(0.5, 0, 2), None, Score(0.7, 0, 2), Score(0.7, 0.1, 2), Score(0.6, 0, 2)]
     assert _marks(scores, 2) == ["", "", "best", "best", "second"]
+
+
+def test_words_of_a_row_are_what_a_command_takes():
+    row = Row("softcpt-nata", (("epochs", "3"),), name="each task alone", together=1)
+    assert row_words(row) == "softcpt-nata:epochs=3"
+    assert parse_rows([row_words(row)])
 
 
 def test_what_lacks_seeds_is_said_to_and_has_no_place():

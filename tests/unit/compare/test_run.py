@@ -348,6 +348,8 @@ def test_a_page_names_the_command_that_makes_it(run, tmp_path):
     preset = replace(results, about={**results.about, "preset": "controls", "tuned": True})
     assert "--preset controls" in command_lines(preset)[2]
     assert "--tune" in command_lines(preset)[3]
+    elsewhere = replace(results, about={**results.about, "skip_bad_images": True, "device": "cuda"})
+    assert "--skip-bad-images --device cuda" in command_lines(elsewhere)[3]
     assert command_lines(replace(results, rows=[Row("coop-ca", name="ours")])) == []
 
 
@@ -504,3 +506,17 @@ def test_a_suite_of_one_task_is_left_out_of_the_question_of_sharing(world, run, 
     found = analyse(run(tmp_path / "without", "zero-shot,coop-ca", suites=[whole, one]))
     assert not found.single
     assert sharing_lines(found)[0].startswith("Not asked here: it takes a row that shares")
+
+
+def test_a_row_that_lacks_seeds_is_not_called_the_best():
+    rows = parse_rows(["zero-shot", "coop-ca"])
+    scores = {rows[0]: Score(0.5, 0.0, 3), rows[1]: Score(0.9, 0.0, 2)}
+    results = SimpleNamespace(
+        rows=rows,
+        shots=(4,),
+        seeds=(1, 2, 3),
+        about={"quick": False},
+        mean_score=lambda row, shots: scores[row],
+    )
+    said = _lead(results, Analysis([], [], None, None, []))
+    assert said.startswith("Zero-shot CLIP scores highest")

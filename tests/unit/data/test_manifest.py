@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from softcpt.core.errors import SuiteError
@@ -161,6 +164,14 @@ def with_parts(put, words, groups=None):
 def test_unknown_split_word_is_a_fault(put):
     (fault,) = faults_of(with_parts(put, ["train", "tset", "test"] + ["train"] * 3))
     assert fault.startswith('list.csv line 3: unknown split "tset" (did you mean "test"')
+
+
+def test_the_manifest_that_the_docs_show_is_one(put):
+    docs = Path(__file__).parents[3] / "docs/how-to/suites.md"
+    shown = re.search(r"```csv\n(.*?)```", docs.read_text(encoding="utf-8"), re.S).group(1)
+    images = {line.split(",")[0]: None for line in shown.splitlines()[1:]}
+    suite = load_suite(put({**images, "photos.csv": shown}) / "photos.csv")
+    assert len(suite.records) == len(images)
 
 
 def test_split_for_some_rows_only_is_a_fault(put):

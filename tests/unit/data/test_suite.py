@@ -5,6 +5,7 @@ import os
 import pytest
 
 from softcpt.core.errors import SuiteError
+from softcpt.data.identical import identical_files
 from softcpt.data.suite import find_bad_images, load_suite, scan_suite
 
 YAML = """\
@@ -121,6 +122,14 @@ def test_identical_files_of_a_class_count_once_with_a_note(put, good):
     suite = load_suite(folder)
     assert len(suite.of_class(1, 0)) == 3
     assert suite.notes == ("leaf/rust/copy.png: the same file as leaf/rust/0.png, counted once",)
+
+
+def test_an_image_that_is_gone_is_named(put, good):
+    suite = load_suite(put(good))
+    suite.records[0].path.unlink()
+    with pytest.raises(SuiteError, match="cannot be read any more") as caught:
+        identical_files(suite.records)
+    assert [fault.where for fault in caught.value.faults] == [str(suite.records[0].path)]
 
 
 def test_identical_files_of_two_classes_of_a_task_are_both_kept_with_a_note(put, good):
