@@ -482,6 +482,7 @@ def test_of_equal_rows_none_is_called_the_best():
     results = SimpleNamespace(
         rows=rows,
         shots=(4,),
+        seeds=(1,),
         about={"quick": False},
         mean_score=lambda row, shots: Score(0.2 if row == rows[2] else 0.5, 0.0, 1),
     )
