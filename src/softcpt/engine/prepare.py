@@ -221,6 +221,11 @@ def plan_run(suite: Suite, settings: Settings) -> Plan:
     idle: tuple[str, ...] = ()
     if settings.data.split_seed != 0 and all(record.part is not None for record in suite.records):
         idle = ("split_seed draws nothing here: the suite gives its own parts",)
+    if (
+        settings.train is not None
+        and settings.train.n_epochs(settings.run.shots) <= settings.train.warmup_epochs
+    ):
+        idle += ("lr has no effect here: all epochs are at the warm-up's rate (warmup_epochs, warmup_lr)",)
     if not settings.method.uses_images:
         # Nothing is drawn where nothing is learned or chosen.
         test = [r for r, part in zip(suite.records, split.parts, strict=True) if part == "test"]

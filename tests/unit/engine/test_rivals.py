@@ -186,7 +186,7 @@ def resnet(tmp_path_factory):
 
 
 def test_the_number_of_regions_is_stated_and_few_are_marked(suite, resnet, toy, tmp_path, quick):
-    keys = {"method": "plot", "shots": 1, "epochs": 1, "views": 1, "device": "cpu", "prompts": 2}
+    keys = {"method": "plot", "shots": 1, "epochs": 2, "views": 1, "device": "cpu", "prompts": 2}
     few = train(suite, resnet, tmp_path / "few", **keys)
     assert few.result["regions"] == 4
     [note] = few.split["notes"]

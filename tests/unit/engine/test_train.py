@@ -370,6 +370,17 @@ def test_a_split_seed_that_draws_nothing_is_said(own_suite, toy, tmp_path):
     assert any("split_seed" in note for note in seeded.split["notes"])
 
 
+def test_a_rate_that_no_epoch_trains_at_is_said(own_suite, toy, tmp_path):
+    def said(**keys):
+        run = train(own_suite, toy, tmp_path / "-".join(map(str, keys.values())), shots=1, views=1, **keys)
+        return any("lr has no effect" in note for note in run.split["notes"])
+
+    assert said(epochs=1)
+    assert said(epochs=2, warmup_epochs=2)
+    assert not said(epochs=1, warmup_epochs=0)
+    assert not said(epochs=2)
+
+
 def test_a_truncated_image_is_a_fault_by_path_or_left_out_when_asked(own_suite, toy, tmp_path):
     bad = sorted(own_suite.glob("colour/*/*.png"))[3]
     bad.write_bytes(bad.read_bytes()[:100])
